@@ -1,0 +1,53 @@
+"""Transforms of raw audio, x (N,) samples in [-1, 1]."""
+
+import numpy as np
+
+from seqformer.augment.compose import frame_transform
+from seqformer.registry import register
+
+
+@register("augment", "speed")
+def speed(factors: list[float] = (0.9, 1.0, 1.1), p: float = 1.0):
+    """Play faster or slower by one of ``factors``, pitch included (Ko et al. 2015). x (N,) -> (ceil(N / factor),)."""
+    from fractions import Fraction
+
+    from scipy.signal import resample_poly
+
+    class Speed(frame_transform()):
+        def apply(self, x: np.ndarray, factor: float, **params) -> np.ndarray:
+            ratio = Fraction(1 / factor).limit_denominator(40)
+            return x if ratio == 1 else resample_poly(x, ratio.numerator, ratio.denominator).astype(np.float32)
+
+        def get_params(self) -> dict:
+            return {"factor": self.py_random.choice(list(factors))}
+
+    return Speed(p=p)
+
+
+@register("augment", "gain")
+def gain(low_db: float = -6.0, high_db: float = 6.0, p: float = 1.0):
+    """Multiply by a uniformly drawn number of decibels."""
+
+    class Gain(frame_transform()):
+        def apply(self, x: np.ndarray, decibels: float, **params) -> np.ndarray:
+            return (x * 10 ** (decibels / 20)).astype(np.float32)
+
+        def get_params(self) -> dict:
+            return {"decibels": self.py_random.uniform(low_db, high_db)}
+
+    return Gain(p=p)
+
+
+@register("augment", "noise")
+def noise(low_snr_db: float = 10.0, high_snr_db: float = 40.0, p: float = 0.5):
+    """Add white Gaussian noise at a uniformly drawn signal-to-noise ratio."""
+
+    class Noise(frame_transform()):
+        def apply(self, x: np.ndarray, snr_db: float, **params) -> np.ndarray:
+            level = np.sqrt(np.mean(np.square(x))) * 10 ** (-snr_db / 20)
+            return (x + level * self.random_generator.standard_normal(len(x))).astype(np.float32)
+
+        def get_params(self) -> dict:
+            return {"snr_db": self.py_random.uniform(low_snr_db, high_snr_db)}
+
+    return Noise(p=p)

@@ -1,0 +1,180 @@
+"""The command line. Bad input is one line on standard error and exit code 2."""
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from seqformer.errors import InputError, nearest
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+RunFolder = Annotated[Path, typer.Argument(help="A run folder, such as runs/demo.")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config.")]
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="A run's YAML, such as configs/demo.yaml.")],
+    overrides: Overrides = None,
+    root: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
+    accept_changes: Annotated[bool, typer.Option(help="Go on although the run was made with another config.")] = False,
+) -> None:
+    """Train the folds of a config; an interrupted run goes on where it stopped."""
+    from seqformer.config import read_config
+    from seqformer.train.crossval import train_run
+
+    plain = read_config(config, overrides or [])
+    load_competition(plain.get("competition"))
+    train_run(plain, root, accept_changes)
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    manifest: Annotated[Path, typer.Argument(help="The rows to predict.")],
+    out: Annotated[Path, typer.Argument(help="The parquet file to write: id, prediction.")],
+    where: Annotated[list[str] | None, typer.Option(help="Keep rows by column=value.")] = None,
+) -> None:
+    """Predict the rows of a manifest with all finished folds of a run together."""
+    import polars
+
+    from seqformer.train.crossval import write_table
+
+    trained, table = open_run(run), read_rows(manifest, where)
+    found = trained.predict(table)
+    values = [value if isinstance(value, str) else value.tolist() for value in found.values()]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_table(polars.DataFrame({"id": list(found), "prediction": values}), out)
+    typer.echo(f"{len(found)} rows -> {out}")
+
+
+@app.command()
+def score(
+    run: RunFolder,
+    manifest: Annotated[Path, typer.Argument(help="Rows with the target column, none of them trained on.")],
+    where: Annotated[list[str] | None, typer.Option(help="Keep rows by column=value.")] = None,
+) -> None:
+    """Score a run's fold ensemble on rows that no fold was trained on."""
+    trained, table = open_run(run), read_rows(manifest, where)
+    name, value, rows = trained.score(table)
+    typer.echo(f"{name} {value:.4f} on {rows} rows, {len(trained.names)} folds")
+
+
+@app.command()
+def transcribe(
+    run: RunFolder,
+    files: Annotated[list[Path], typer.Argument(help="Audio files: any rate, mono or stereo.")],
+) -> None:
+    """Print the text of audio files, one line each."""
+    import polars
+
+    from seqformer.data.audio import audio_facts
+
+    rows = [{"id": str(path), "path": str(path.resolve())} | audio_facts(path) for path in files]
+    found = open_run(run).predict(polars.DataFrame(rows).unique("id", maintain_order=True))
+    for path in files:
+        typer.echo(found[str(path)] if len(files) == 1 else f"{path}\t{found[str(path)]}")
+
+
+@app.command()
+def models(pattern: Annotated[str, typer.Argument(help="An fnmatch pattern.")] = "*_*", in_dim: int = 80) -> None:
+    """List the backbone presets with their parameters."""
+    import torch
+
+    from seqformer.model import create_backbone, list_backbones
+
+    found = list_backbones(pattern)
+    if not found:
+        raise InputError(f"no backbone matches {pattern!r}; {nearest(pattern, list_backbones())}")
+    for name in found:
+        with torch.device("meta"):
+            backbone = create_backbone(name, in_dim=in_dim)
+        parameters = sum(parameter.numel() for parameter in backbone.parameters())
+        typer.echo(f"{name:18} {parameters:>12,} parameters  dim {backbone.dim}  stride {backbone.stride}")
+
+
+@app.command()
+def validate(manifest: Annotated[Path, typer.Argument(help="A manifest.")], read: bool = False) -> None:
+    """Check a manifest; with --read, read every row as well."""
+    from seqformer.data.dataset import RowReader
+    from seqformer.data.manifest import read_manifest
+
+    table = read_manifest(manifest)
+    if read:
+        reader = RowReader(table)
+        for index in range(len(reader)):
+            reader[index]
+    typer.echo(f"{manifest}: {table.height} rows, {', '.join(table.columns)}")
+
+
+def open_run(folder: Path):
+    """The trained run at a folder, its competition's plugin loaded."""
+    from seqformer.config import read_config
+    from seqformer.predict import TrainedRun
+
+    if (folder / "config.yaml").is_file():
+        load_competition(read_config(folder / "config.yaml").get("competition"))
+    return TrainedRun(folder)
+
+
+def read_rows(manifest: Path, where: list[str] | None) -> Any:
+    """A manifest's rows, kept by ``column=value`` conditions."""
+    from seqformer.data.manifest import read_manifest
+
+    conditions: dict[str, list[str]] = {}
+    for item in where or []:
+        column, sign, value = item.partition("=")
+        if not sign:
+            raise InputError(f"--where {item!r}: expected column=value")
+        conditions.setdefault(column, []).append(value)
+    return read_manifest(manifest, conditions)
+
+
+def load_competition(name: str | None) -> None:
+    """Import ``competitions/<name>/plugin.py`` of the working folder or the checkout, if it has one, to register its parts.
+
+    The name comes from a config and is a plain name: it chooses among folders that are there, and holds no path.
+    """
+    if name is None:
+        return
+    roots = [Path.cwd() / "competitions", Path(__file__).resolve().parents[1] / "competitions"]
+    known = sorted({path.parent.name for root in roots for path in root.glob("*/prepare.py")})
+    if name not in known:
+        raise InputError(f"no folder competitions/{name} here; {nearest(str(name), known)}")
+    path = next(root / name / "plugin.py" for root in roots if (root / name).is_dir())
+    module = f"competitions.{name}.plugin"
+    if path.is_file() and module not in sys.modules:
+        spec = importlib.util.spec_from_file_location(module, path)
+        sys.modules[module] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[module])
+
+
+def run_command(function: Callable) -> None:
+    """Run a typed function as a program: its annotated arguments from the command line, errors as ``main`` shows them."""
+    program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    program.command()(function)
+    _run(program)
+
+
+def main() -> None:
+    """The ``seqformer`` program."""
+    _run(app)
+
+
+def _run(program: typer.Typer) -> None:
+    try:
+        program()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:  # the reader of our output went away, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,204 @@
+"""One YAML is one run: frozen dataclasses, a strict loader, and nothing in a config that could run code.
+
+Fixed sections are dataclasses. Pluggable ones (``frontend``, ``backbone``, ``head``, ``dataset``, ``augment``,
+``metric``) are ``name`` + keywords of the registered function, whose signature is their schema. This is the only file
+that imports omegaconf, and only to read YAML and ``key=value`` overrides into plain data.
+"""
+
+import dataclasses
+import re
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from seqformer.errors import InputError, nearest
+from seqformer.registry import check_type
+
+Part = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the rows are and how they are batched; budgets are padded lengths, in seconds or in frames as read."""
+
+    manifest: str
+    where: dict[str, Any] = field(default_factory=dict)  # keep rows by {column: value or list of values}
+    max_seconds: float | None = None  # longer rows are not trained on (counted in the log), but always validated
+    batch_seconds: float | None = None
+    batch_frames: int | None = None
+    max_items: int = 512
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class Folds:
+    """See ``seqformer.data.folds.assign_folds``; ``use``: a fold number, all, or full (train on everything)."""
+
+    kind: Literal["kfold", "stratified", "group", "stratified_group", "column"] = "kfold"
+    n: int = 5
+    by: str | None = None
+    stratify: str | None = None
+    valid: list[Any] | None = None
+    use: int | str = "all"
+
+
+@dataclass(frozen=True)
+class Text:
+    """Tokenizer of a text target; ``alphabet`` gives the characters instead of collecting them."""
+
+    kind: Literal["chars", "bpe"] = "chars"
+    vocab: int = 128
+    alphabet: str | None = None
+
+
+@dataclass(frozen=True)
+class Optim:
+    """Optimiser and schedule; ``warmup`` and ``hold`` are shares of all steps. ``name``: adamw or any timm optimiser."""
+
+    name: str = "adamw"
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.98)
+    schedule: Literal["constant", "cosine", "one_cycle", "hold_decay"] = "cosine"
+    warmup: float = 0.05
+    hold: float = 0.0
+    min_lr: float = 1e-6
+
+
+@dataclass(frozen=True)
+class Train:
+    """The loop. ``select`` is the checkpoint that validates: the last, or the best by the metric on the same rows."""
+
+    epochs: int
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: int = 1
+    clip: float = 1.0
+    ema: float = 0.0  # decay of the averaged weights, 0 for none
+    select: Literal["last", "best"] = "last"
+    patience: int | None = None  # epochs without improvement before stopping; needs select: best
+    validate_every: int = 1  # epochs
+    save_every: int | None = None  # steps, beside every epoch's end
+    device: str = "auto"
+    devices: int = 1
+    strategy: str = "auto"
+    threads: int | None = None  # of torch; default: all cores
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run: what is trained, on what, how, and what counts."""
+
+    run: str
+    data: Data
+    frontend: Part
+    backbone: Part
+    head: Part
+    train: Train
+    competition: str | None = None
+    seed: int = 0
+    folds: Folds = field(default_factory=Folds)
+    text: Text | None = None
+    dataset: Part = field(default_factory=lambda: {"name": "rows"})
+    augment: list[Part] = field(default_factory=list)
+    optim: Optim = field(default_factory=Optim)
+    metric: Part = field(default_factory=lambda: {"name": "accuracy"})
+
+
+def read_config(path: str | Path, overrides: list[str] = ()) -> dict[str, Any]:
+    """YAML file and ``key=value`` overrides -> plain nested data. Raises InputError on unreadable YAML or override."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"no config at {path}")
+    for item in overrides:
+        if not re.match(r"[A-Za-z_][\w.]*=", item):
+            raise InputError(f"override {item!r}: expected key=value, such as train.epochs=10")
+    try:
+        found = OmegaConf.load(path)
+        merged = OmegaConf.merge(found, OmegaConf.from_dotlist(list(overrides)))
+        plain = OmegaConf.to_container(merged, resolve=False)
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # PyYAML's errors, whose classes would need another import
+        raise InputError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(plain, dict):
+        raise InputError(f"{path}: expected sections such as run, data, backbone; found {type(plain).__name__}")
+    _refuse_interpolation(plain, str(path))
+    return plain
+
+
+def write_config(plain: dict[str, Any]) -> str:
+    """Plain data as YAML text."""
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_yaml(OmegaConf.create(plain))
+
+
+def build_config(plain: dict[str, Any], where: str = "config") -> Run:
+    """Fill the dataclasses strictly. Raises InputError naming key, value found, and the nearest known key or the type."""
+    run = _fill(Run, plain, where)
+    if not re.fullmatch(r"[\w.-]+", run.run) or run.run.startswith("."):
+        raise InputError(f"{where}: run {run.run!r} must be a plain folder name: letters, digits, '_', '-', '.'")
+    if (run.data.batch_seconds is None) == (run.data.batch_frames is None):
+        raise InputError(f"{where}: data needs one of batch_seconds and batch_frames")
+    if run.train.patience is not None and run.train.select != "best":
+        raise InputError(f"{where}: train.patience needs train.select: best")
+    positive = {
+        "data": ("batch_seconds", "batch_frames", "max_seconds", "max_items"),
+        "train": ("epochs", "accumulate"),
+    }
+    positive["optim"] = ("lr",)
+    positive["train"] += ("validate_every", "save_every", "devices")
+    for section, keys in positive.items():
+        for key in keys:
+            value = getattr(getattr(run, section), key)
+            if value is not None and value <= 0:
+                raise InputError(f"{where}: {section}.{key} is {value}; it must be above 0")
+    return run
+
+
+def _fill(cls: type, plain: Any, where: str) -> Any:
+    if not isinstance(plain, dict):
+        raise InputError(
+            f"{where}: found {plain!r}; expected keys {', '.join(f.name for f in dataclasses.fields(cls))}"
+        )
+    hints = typing.get_type_hints(cls)
+    for key in plain:
+        if key not in hints:
+            raise InputError(f"{where}: unknown key {key!r}; {nearest(key, hints)}")
+    values = {}
+    for item in dataclasses.fields(cls):
+        place = f"{where}: {item.name}" if ":" not in where else f"{where}.{item.name}"
+        if item.name in plain:
+            values[item.name] = _value(plain[item.name], hints[item.name], place)
+        elif item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING:
+            raise InputError(f"{place} is missing")
+    return cls(**values)
+
+
+def _value(value: Any, annotation: Any, where: str) -> Any:
+    for choice in (annotation, *typing.get_args(annotation)):
+        if dataclasses.is_dataclass(choice) and value is not None:
+            return _fill(choice, value, where)
+    value = check_type(value, annotation, where)
+    parts = [value] if annotation is Part else value if annotation == list[Part] else []
+    for part in parts:
+        several = part and all(isinstance(inner, dict) for inner in part.values())
+        for inner in part.values() if several else [part]:
+            if not isinstance(inner.get("name"), str):
+                raise InputError(f"{where}: found {inner!r}; expected a name, and keywords of what it names")
+    return value
+
+
+def _refuse_interpolation(value: Any, where: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_interpolation(item, f"{where}: {key}" if ":" not in where else f"{where}.{key}")
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _refuse_interpolation(item, f"{where}[{index}]")
+    elif isinstance(value, str) and "${" in value:
+        raise InputError(f"{where}: found {value!r}; a config holds plain values, no ${{...}}")

@@ -1,0 +1,91 @@
+"""Text to units and back. Unit 0 is the CTC blank and the unknown piece, as in the published models.
+
+A tokenizer is fitted on training rows only and is plain JSON on disk.
+"""
+
+import base64
+import io
+from typing import Literal
+
+from seqformer.errors import InputError
+
+
+class Characters:
+    """One unit per character; ``symbols`` are units 1, 2, ..."""
+
+    def __init__(self, symbols: str):
+        self.symbols = symbols
+        self.numbers = {symbol: number for number, symbol in enumerate(symbols, start=1)}
+        self.size = len(symbols) + 1
+
+    @classmethod
+    def fit(cls, texts: list[str]) -> "Characters":
+        return cls("".join(sorted(set().union(*texts))))
+
+    def encode(self, text: str) -> list[int]:
+        """Unit numbers; 0 for an unknown character."""
+        return [self.numbers.get(symbol, 0) for symbol in text]
+
+    def decode(self, units: list[int]) -> str:
+        return "".join(self.symbols[unit - 1] for unit in units if unit).strip()
+
+    def state(self) -> dict:
+        return {"kind": "chars", "symbols": self.symbols}
+
+
+class BPE:
+    """SentencePiece byte-pair units; ``model`` is the serialised SentencePiece model (data, not code)."""
+
+    def __init__(self, model: bytes):
+        import sentencepiece
+
+        self.model = model
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.size = self.processor.get_piece_size()
+
+    @classmethod
+    def fit(cls, texts: list[str], vocab: int) -> "BPE":
+        """``vocab`` pieces, the unknown one included. Raises InputError when the texts cannot give that many."""
+        import sentencepiece
+
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=vocab,
+                character_coverage=1.0, normalization_rule_name="identity", max_sentence_length=1 << 16,
+                unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, num_threads=1, minloglevel=2,
+            )  # fmt: skip
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise InputError(f"text.vocab: {vocab} pieces cannot be fitted to {len(texts)} texts: {reason}") from error
+        return cls(model.getvalue())
+
+    def encode(self, text: str) -> list[int]:
+        """Unit numbers; 0 for an unknown character."""
+        return self.processor.encode(text)
+
+    def decode(self, units: list[int]) -> str:
+        return self.processor.decode([unit for unit in units if unit]).strip()
+
+    def state(self) -> dict:
+        return {"kind": "bpe", "model": base64.b64encode(self.model).decode()}
+
+
+Tokenizer = Characters | BPE
+
+
+def fit_tokenizer(kind: Literal["chars", "bpe"], texts: list[str], vocab: int, alphabet: str | None) -> Tokenizer:
+    """A tokenizer of the training texts; characters may be given as ``alphabet`` instead of being collected."""
+    if kind == "bpe":
+        return BPE.fit(texts, vocab)
+    return Characters(alphabet) if alphabet else Characters.fit(texts)
+
+
+def load_tokenizer(state: dict) -> Tokenizer:
+    """The tokenizer of a ``state()``."""
+    return BPE(base64.b64decode(state["model"])) if state["kind"] == "bpe" else Characters(state["symbols"])
+
+
+def unknown_characters(tokenizer: Tokenizer, text: str) -> str:
+    """The characters of ``text`` that no unit stands for, each once, in order."""
+    return "".join(dict.fromkeys(c for c in text if not c.isspace() and 0 in tokenizer.encode(c)))

@@ -1,0 +1,84 @@
+"""Depthwise convolution over time and the convolution module built on it. Layout (B, T, C) throughout."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from seqformer.nn.mask import stride_mask, strided, zero_padding
+from seqformer.nn.norm import MaskedBatchNorm
+
+
+class DepthwiseConv(nn.Module):
+    """One filter per channel over time: x (B, T, C), mask (B, T) -> (B, ceil(T / stride), C).
+
+    Padded frames are zeroed first. 'Same' padding, the odd frame of an even kernel on the right; ``causal`` pads on
+    the left only. weight (C, 1, kernel), as in Conv1d.
+    """
+
+    def __init__(self, dim: int, kernel: int, stride: int = 1, causal: bool = False):
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+        self.left = kernel - 1 if causal else (kernel - 1) // 2
+        bound = kernel**-0.5
+        self.weight = nn.Parameter(torch.empty(dim, 1, kernel).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        T = x.shape[1]
+        right = (strided(T, self.stride) - 1) * self.stride + self.kernel - T - self.left
+        x = F.pad(zero_padding(x, mask), (0, 0, self.left, max(right, 0)))
+        # A (B, T, C) tensor *is* a channels-last image of height 1: that layout has the fast kernels, with no copy.
+        x_BC1T = x.transpose(1, 2).unsqueeze(2)
+        y_BC1T = F.conv2d(x_BC1T, self.weight.unsqueeze(2), self.bias, stride=(1, self.stride), groups=x.shape[2])
+        return y_BC1T.squeeze(2).transpose(1, 2)
+
+
+class ConvModule(nn.Module):
+    """Pointwise, activation, depthwise, BatchNorm, Swish, pointwise, dropout: x (B, T, D), mask (B, T) -> (B, T, D).
+
+    ``swish`` keeps the inner width at 2D (Squeezeformer, section 3.1.2); ``glu`` halves it to D (Conformer).
+    """
+
+    def __init__(self, dim: int, kernel: int = 31, activation: Literal["swish", "glu"] = "swish", dropout: float = 0.0):
+        super().__init__()
+        width = 2 * dim if activation == "swish" else dim
+        self.expand = nn.Linear(dim, 2 * dim)
+        self.activation = nn.SiLU() if activation == "swish" else nn.GLU(dim=-1)
+        self.depthwise = DepthwiseConv(width, kernel)
+        self.norm = MaskedBatchNorm(width)
+        self.project = nn.Linear(width, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.depthwise(self.activation(self.expand(x)), mask)
+        return self.dropout(self.project(F.silu(self.norm(x, mask))))
+
+
+class TimeReduction(nn.Module):
+    """Halve the frame rate: x (B, T, D), mask (B, T) -> (B, ceil(T / 2), D), mask.
+
+    Depthwise convolution of kernel 5, stride 2, centred on frame 2j, then pointwise, no activation. The paper's text
+    says kernel 3; its code, and so its weights, have 5.
+    """
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.depthwise = DepthwiseConv(dim, kernel=5, stride=2)
+        self.pointwise = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self.pointwise(self.depthwise(x, mask)), stride_mask(mask, 2)
+
+
+class TimeRecovery(nn.Module):
+    """Back to the full rate: repeat each frame twice, project, add the frames kept before the reduction."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.linear = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, kept: Tensor) -> Tensor:
+        # Project before repeating: the same numbers for half the work.
+        return self.linear(x).repeat_interleave(2, dim=1)[:, : kept.shape[1]] + kept

@@ -1,0 +1,38 @@
+"""Masks and lengths. ``mask (B, T)`` is bool, True = real frame, everywhere; real frames come first.
+
+The rule that makes padding harmless: zero padded frames directly before every operator that mixes time, and get
+output lengths from the operator's own formula, per item, never by slicing a mask.
+"""
+
+import torch
+from torch import Tensor
+
+
+def mask_of(lengths: Tensor, frames: int) -> Tensor:
+    """lengths (B,) -> mask (B, frames)."""
+    return torch.arange(frames, device=lengths.device) < lengths[:, None]
+
+
+def lengths_of(mask: Tensor) -> Tensor:
+    """mask (B, T) -> lengths (B,), int64."""
+    return mask.sum(dim=1)
+
+
+def zero_padding(x: Tensor, mask: Tensor) -> Tensor:
+    """x (B, T, ...), mask (B, T) -> x with padded frames exactly 0, whatever they held (NaN included)."""
+    return x.masked_fill(~mask.reshape(mask.shape + (1,) * (x.dim() - 2)), 0)
+
+
+def strided(frames, stride: int):
+    """ceil(frames / stride): the one length formula of the library, for an int or a tensor of lengths."""
+    return (frames + stride - 1) // stride
+
+
+def stride_mask(mask: Tensor, stride: int) -> Tensor:
+    """mask (B, T) -> (B, ceil(T / stride)) with ceil(length / stride) real frames per item."""
+    return mask_of(strided(lengths_of(mask), stride), strided(mask.shape[1], stride))
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean over real frames: x (B, T, D), mask (B, T) -> (B, D); 0 for an item without frames."""
+    return zero_padding(x, mask).sum(dim=1) / lengths_of(mask).clamp(min=1).to(x.dtype)[:, None]

@@ -1,0 +1,167 @@
+"""Predictions: of a dataset by one model, and of anything by the folds of a run together."""
+
+from collections.abc import Iterator
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch.utils.data import DataLoader
+
+from seqformer import metrics  # noqa: F401  importing registers their names
+from seqformer.batch import collate
+from seqformer.checkpoint import verify
+from seqformer.config import Data, Run, build_config, read_config
+from seqformer.data.dataset import VALID
+from seqformer.data.sampler import frame_budget, plan_batches
+from seqformer.data.targets import Targets
+from seqformer.decode.consensus import consensus
+from seqformer.errors import InputError
+from seqformer.model import SequenceModel, create_model, head_parts
+from seqformer.registry import lookup
+
+if TYPE_CHECKING:
+    import polars
+
+Predictions = dict[str, dict[str, Any]]  # head -> row id -> text, probabilities or values
+
+
+@torch.no_grad()
+def predict_dataset(
+    model: SequenceModel, dataset, targets: Targets, data: Data, fabric=None
+) -> tuple[Predictions, float | None]:
+    """Predict every example of a dataset, and the mean loss where it has targets (else None).
+
+    Targets are decoded into what files hold: units become text. With ``fabric``, its processes share the work and all
+    get all of it.
+    """
+    world, rank = (fabric.world_size, fabric.global_rank) if fabric else (1, 0)
+    device = next(model.parameters()).device
+    budget = frame_budget(data, dataset.rate)
+    batches = plan_batches(dataset.frames(VALID), budget, data.max_items, world=world)[rank::world]
+    keys = [[(VALID, int(row)) for row in batch] for batch in batches]
+    model.eval()
+    found, losses = {name: {} for name in model.heads}, []
+    for batch in DataLoader(dataset, batch_sampler=keys, collate_fn=collate, num_workers=data.workers):
+        predictions, loss = model.evaluate(batch.to(device))
+        losses += [(float(loss), len(batch.ids))] if loss is not None else []
+        for name, values in predictions.items():
+            decode = targets.encoders[model.heads[name].target].decode
+            found[name] |= {row_id: decode(value) for row_id, value in zip(batch.ids, values, strict=True)}
+    if world > 1:
+        found, losses = _gather(found, losses, world)
+    return found, sum(value * items for value, items in losses) / sum(items for _, items in losses) if losses else None
+
+
+def _gather(found: Predictions, losses: list, world: int) -> tuple[Predictions, list]:
+    shares: list[Any] = [None] * world
+    torch.distributed.all_gather_object(shares, (found, losses))
+    merged = {name: {} for name in found}
+    for share, _ in shares:
+        for name, values in share.items():
+            merged[name] |= values
+    return merged, [pair for _, part in shares for pair in part]
+
+
+def score(metric: dict[str, Any], predictions: list, truth: list) -> float:
+    """A registered metric with its keywords; per-frame answers are scored over all frames that have a truth."""
+    arguments = {key: value for key, value in metric.items() if key != "name"}
+    if truth and np.ndim(truth[0]):
+        flat, guess = np.concatenate(truth), np.concatenate(predictions)
+        keep = flat >= 0 if np.issubdtype(flat.dtype, np.integer) else np.isfinite(flat)
+        predictions, truth = guess[keep], flat[keep]
+    return lookup("metric", metric["name"])(predictions, truth, **arguments)
+
+
+def truth_of(dataset, targets: Targets, column: str) -> list:
+    """What the metric compares predictions of a dataset to, in its order."""
+    return [targets.encoders[column].truth(value) for value in dataset.columns[column]]
+
+
+def main_head(head: dict[str, Any]) -> tuple[str, str]:
+    """The head that is scored and written, the only one or the first of several, and the manifest column it learns."""
+    name, part = next(iter(head_parts(head).items()))
+    return name, head_target(part)
+
+
+def head_target(part: dict[str, Any]) -> str:
+    """A head's ``target`` keyword, or the default of its class."""
+    return part.get("target") or signature(lookup("head", part["name"])).parameters["target"].default
+
+
+def build_model(config: Run, targets: Targets) -> SequenceModel:
+    """The model of a config, each head as wide as its target asks."""
+    parts = head_parts(config.head)
+    heads = {name: {"vocab": targets.encoders[head_target(part)].size} | part for name, part in parts.items()}
+    return create_model(config.frontend, config.backbone, heads)
+
+
+def make_dataset(config: Run, table: "polars.DataFrame", targets: Targets | None, rate: int | None, **given: Any):
+    """The dataset of a config over rows of a manifest; audio is read at ``rate`` Hz, the frontend's."""
+    arguments = {key: value for key, value in config.dataset.items() if key != "name"}
+    dataset = lookup("dataset", config.dataset["name"])
+    return dataset(table=table, targets=targets, rate=rate, seed=config.seed, **given, **arguments)
+
+
+class TrainedRun:
+    """A run folder: its config, and the model and targets of each finished fold.
+
+    Raises InputError when the folder is no run or none of its folds is finished.
+    """
+
+    def __init__(self, folder: str | Path, device: str = "auto"):
+        self.folder = Path(folder)
+        if not (self.folder / "config.yaml").is_file():
+            raise InputError(f"{self.folder} is not a run: it has no config.yaml")
+        self.config = build_config(read_config(self.folder / "config.yaml"), str(self.folder / "config.yaml"))
+        self.names = sorted(path.parent.name for path in self.folder.glob("*/done.json"))
+        if not self.names:
+            raise InputError(f"{self.folder} has no finished fold; go on with: seqformer train")
+        self.device = torch.device(
+            "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
+        )
+
+    def folds(self) -> Iterator[tuple[SequenceModel, Targets]]:
+        """Model, in eval mode on the device, and targets of each finished fold."""
+        for name in self.names:
+            yield load_fold(self.folder / name, self.config, self.device)
+
+    def predict(self, table: "polars.DataFrame") -> dict[str, Any]:
+        """{row id: prediction of the main head}: probabilities and values averaged over folds, texts by consensus."""
+        name, votes = main_head(self.config.head)[0], {}
+        for model, targets in self.folds():
+            dataset = make_dataset(self.config, table, None, getattr(model.frontend, "rate", None))
+            found, _ = predict_dataset(model, dataset, targets, self.config.data)
+            for row_id, value in found[name].items():
+                votes.setdefault(row_id, []).append(value)
+        return {row_id: consensus(v) if isinstance(v[0], str) else np.mean(v, axis=0) for row_id, v in votes.items()}
+
+    def score(self, table: "polars.DataFrame") -> tuple[str, float, int]:
+        """Name and value of the run's metric on rows with a truth, and their number."""
+        column = main_head(self.config.head)[1]
+        if column not in table.columns:
+            raise InputError(f"the rows have no column {column!r} to score against")
+        _, targets = next(self.folds())
+        found = self.predict(table)
+        truth = truth_of(make_dataset(self.config, table, targets, None), targets, column)
+        values = [found[str(row_id)] for row_id in table["id"]]
+        return self.config.metric["name"], score(self.config.metric, values, truth), len(truth)
+
+
+def load_fold(folder: Path, config: Run, device: torch.device) -> tuple[SequenceModel, Targets]:
+    """Model and targets of one finished fold, from the checkpoint that its run selected."""
+    try:
+        targets = Targets.from_json((folder / "targets.json").read_text())
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder / 'targets.json'} is missing or damaged: {error}") from error
+    model = build_model(config, targets)
+    checkpoint = folder / config.train.select
+    state = verify(checkpoint)
+    if state is None:
+        raise InputError(f"no intact checkpoint at {checkpoint}")
+    if state["targets"] != targets.fitted_on:
+        raise InputError(f"{folder / 'targets.json'} was fitted on other rows than {checkpoint} was trained on")
+    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    return model.to(device).eval(), targets

@@ -1,0 +1,275 @@
+"""Cross-validation: train the folds of a run one after another, and put their out-of-fold predictions together."""
+
+import io
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+
+from seqformer.augment.compose import Augment
+from seqformer.checkpoint import write_file
+from seqformer.config import Run, Train, build_config, read_config, write_config
+from seqformer.data.dataset import draw_seed
+from seqformer.data.folds import assign_folds, fold_names, split_rows
+from seqformer.data.manifest import manifest_hash, read_manifest
+from seqformer.data.sampler import frame_budget, padding_share, plan_batches
+from seqformer.data.targets import Targets, Units, fit_targets
+from seqformer.data.text import unknown_characters
+from seqformer.errors import InputError, first_few
+from seqformer.model import head_parts
+from seqformer.predict import (
+    build_model,
+    head_target,
+    load_fold,
+    main_head,
+    make_dataset,
+    predict_dataset,
+    score,
+    truth_of,
+)
+from seqformer.registry import check
+from seqformer.train.log import RunLog
+from seqformer.train.loop import FoldJob, FoldTrainer, Position
+
+if TYPE_CHECKING:
+    import polars
+
+PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+# Keys that change how a run is carried out, not what comes out of it: a run goes on with other values of these.
+FREE = (
+    "folds.use",
+    "data.workers",
+    "train.device",
+    "train.devices",
+    "train.strategy",
+    "train.threads",
+    "train.save_every",
+)
+
+
+def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Train the folds that a config asks for, skipping finished ones, and return what metrics.json holds.
+
+    Raises InputError on a faulty config or manifest, or a run folder made with another config or manifest, before
+    anything is written.
+    """
+    config = build_config(plain)
+    check_parts(config)
+    table = read_manifest(config.data.manifest, config.data.where)
+    kinds = {key: getattr(config.folds, key) for key in ("kind", "n", "by", "stratify", "valid")}
+    folds = assign_folds(table, **kinds, seed=config.seed)
+    splits = {name: split_rows(folds, name) for name in fold_names(folds, config.folds.use)}
+    fabric = make_fabric(config.train)
+    folder = root / config.run
+    open_run(folder, plain, manifest_hash(config.data.manifest), accept_changes, fabric)
+    with RunLog(folder / "log.jsonl", quiet or fabric.global_rank > 0) as log:
+        log.say(f"{config.run}: {table.height} rows, folds {', '.join(splits)} of {folds.max() + 1}, in {folder}")
+        for done, (name, (train, valid)) in enumerate(splits.items()):
+            log.progress("folds", done, len(splits))
+            fold = folder / ("full" if name == "full" else f"fold{name}")
+            if (fold / "done.json").exists():
+                log.say(f"fold {name}: finished before, skipped")
+                continue
+            started = time.perf_counter()
+            key = int(folds.max()) + 1 if name == "full" else int(name)
+            job = prepare_fold(config, name, key, fold, table, train, valid, log)
+            at = FoldTrainer(job, fabric).fit()
+            finish_fold(job, fabric, at, time.perf_counter() - started)
+        log.progress("folds", len(splits), len(splits))
+        return summarize(folder, config, log)
+
+
+def make_fabric(train: Train) -> Fabric:
+    """Device, precision and strategy; where a launcher such as torchrun started several processes, their group."""
+    if train.threads:
+        torch.set_num_threads(train.threads)
+    fabric = Fabric(
+        accelerator=train.device, strategy=train.strategy, devices=train.devices, precision=PRECISION[train.precision]
+    )
+    fabric.launch()
+    return fabric
+
+
+def check_parts(config: Run) -> None:
+    """Check every name and keyword of a config against what is registered, before any data is read."""
+    given = {
+        "frontend": ((config.frontend,), ()),
+        "backbone": ((config.backbone,), ("in_dim",)),
+        "head": (tuple(head_parts(config.head).values()), ("dim",)),
+        "dataset": ((config.dataset,), ("table", "targets", "rate", "seed", "augment", "training")),
+        "augment": (tuple(config.augment), ()),
+        "metric": ((config.metric,), ("predictions", "truth")),
+    }
+    for kind, (parts, passed) in given.items():
+        for part in parts:
+            arguments = {
+                key: value for key, value in part.items() if key not in ("name", *(["weight"] * (kind == "head")))
+            }
+            check(kind, part["name"], arguments, f"config: {kind}", passed)
+
+
+def open_run(folder: Path, plain: dict[str, Any], table_hash: str, accept_changes: bool, fabric: Fabric) -> None:
+    """Make the run folder, or check that it was made with this config and manifest."""
+    known = folder / "config.yaml"
+    if known.exists() and not accept_changes:
+        changed = differing_keys(read_config(known), plain)
+        if changed:
+            raise InputError(
+                f"{folder} was made with another config: {first_few(changed, 5)} differ; "
+                "choose another run name, or pass --accept-changes"
+            )
+        if (folder / "manifest_hash").read_text().strip() != table_hash:
+            raise InputError(f"{folder} was made with another {plain['data']['manifest']}; choose another run name")
+    if fabric.global_rank == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(folder / "manifest_hash", table_hash + "\n")
+        write_file(known, write_config(plain))
+    fabric.barrier()
+
+
+def differing_keys(first: Any, second: Any, prefix: str = "") -> list[str]:
+    """Dotted keys in which two plain configs differ, those of FREE left out."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        keys = sorted(set(first) | set(second))
+        return [found for key in keys for found in differing_keys(first.get(key), second.get(key), f"{prefix}{key}.")]
+    key = prefix.rstrip(".")
+    return [] if first == second or key in FREE else [key]
+
+
+def prepare_fold(
+    config: Run,
+    name: str,
+    key: int,
+    folder: Path,
+    table: "polars.DataFrame",
+    train: np.ndarray,
+    valid: np.ndarray,
+    log: RunLog,
+) -> FoldJob:
+    """Fit the targets on the fold's training rows, and make its model and datasets."""
+    train_rows, valid_rows = keep_short(table[train], config, name, log), table[valid]
+    columns = list(dict.fromkeys(head_target(part) for part in head_parts(config.head).values()))
+    known = folder / "targets.json"
+    if known.exists():
+        targets = Targets.from_json(known.read_text())
+        targets.require_fitted_on(train_rows["id"])
+    else:
+        targets = fit_targets(train_rows, columns, asdict(config.text) if config.text else None, table)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_file(known, targets.to_json())
+    report_unknown(targets, valid_rows, name, log)
+    torch.manual_seed(draw_seed(config.seed, key))
+    model = build_model(config, targets)
+    rate = getattr(model.frontend, "rate", None)
+    augment = Augment(config.augment) if config.augment else None
+    data = make_dataset(config, train_rows, targets, rate, augment=augment, training=True)
+    frames = data.frames(0)
+    plan = plan_batches(frames, frame_budget(config.data, data.rate), config.data.max_items, [config.seed, key])
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    log.say(
+        f"fold {name}: {len(data)} examples to train on, {len(valid_rows)} rows to validate on, {parameters:,} parameters, "
+        f"{len(plan)} batches an epoch, padding {padding_share(frames, plan):.1%}"
+    )
+    held_out = make_dataset(config, valid_rows, targets, rate) if len(valid) else None
+    return FoldJob(config, name, key, folder, model, targets, data, held_out, log)
+
+
+def keep_short(rows: "polars.DataFrame", config: Run, name: str, log: RunLog) -> "polars.DataFrame":
+    """Training rows up to ``max_seconds``; the others are counted and named, never dropped silently."""
+    limit = config.data.max_seconds
+    if limit is None:
+        return rows
+    if "rate" not in rows.columns:
+        raise InputError("data.max_seconds needs a rate in the manifest")
+    long = rows["frames"] > limit * rows["rate"]
+    if long.any():
+        log.say(
+            f"fold {name}: {long.sum()} rows above {limit:g} s are not trained on: {first_few(rows.filter(long)['id'])}"
+        )
+    if long.all():
+        raise InputError(f"data.max_seconds: no training row is as short as {limit:g} s")
+    return rows.filter(~long)
+
+
+def report_unknown(targets: Targets, valid: "polars.DataFrame", name: str, log: RunLog) -> None:
+    """Say how many validation texts hold characters that no training row has: they count as errors in the score."""
+    for column, encoder in targets.encoders.items():
+        if isinstance(encoder, Units):
+            found = [text for text in valid[column].to_list() if unknown_characters(encoder.tokenizer, text or "")]
+            if found:
+                log.say(f"fold {name}: {len(found)} validation texts hold characters not seen in training")
+
+
+def finish_fold(job: FoldJob, fabric: Fabric, at: Position, seconds: float) -> None:
+    """Predict the fold's validation rows with the selected checkpoint, write oof.parquet, then done.json, the mark."""
+    import polars
+
+    config, facts = job.config, {"fold": job.name, "epochs": at.epoch, "steps": at.step, "seconds": round(seconds, 1)}
+    fabric.barrier()
+    if job.valid is not None:
+        head, column = main_head(config.head)
+        model, targets = load_fold(job.folder, config, fabric.device)
+        with fabric.autocast():
+            predictions, _ = predict_dataset(model, job.valid, targets, config.data, fabric)
+        ids = [str(row_id) for row_id in job.valid.ids]
+        found, truth = [predictions[head][row_id] for row_id in ids], truth_of(job.valid, targets, column)
+        facts |= {
+            "rows": len(ids),
+            config.metric["name"]: score(config.metric, found, truth),
+            "best_epoch": at.best_epoch,
+        }
+        lists = [value if isinstance(value, str) else np.asarray(value).tolist() for value in found]
+        truths = [value if isinstance(value, str) else np.asarray(value).tolist() for value in truth]
+        table = polars.DataFrame({"id": ids, "fold": job.name, "prediction": lists, "truth": truths})
+        if fabric.global_rank == 0:
+            write_table(table, job.folder / "oof.parquet")
+    if fabric.global_rank == 0:
+        write_file(job.folder / "done.json", json.dumps(facts, indent=1) + "\n")
+    fabric.barrier()
+
+
+def write_table(table: "polars.DataFrame", path: Path) -> None:
+    """A parquet file, whole or not at all."""
+    content = io.BytesIO()
+    table.write_parquet(content)
+    write_file(path, content.getvalue())
+
+
+def summarize(folder: Path, config: Run, log: RunLog) -> dict[str, Any]:
+    """Put the finished folds together: oof.parquet, metrics.json and the fold table.
+
+    The out-of-fold score is the metric over all validated rows at once, each counted exactly once.
+    """
+    import polars
+
+    done = [json.loads(path.read_text()) for path in sorted(folder.glob("*/done.json"))]
+    name, scored = config.metric["name"], [facts for facts in done if "rows" in facts]
+    found: dict[str, Any] = {"metric": name, "folds": done}
+    if scored:
+        table = polars.concat(
+            [polars.read_parquet(folder / f"fold{facts['fold']}" / "oof.parquet") for facts in scored]
+        )
+        if table["id"].is_duplicated().any():
+            raise InputError(f"{folder}: {first_few(table.filter(table['id'].is_duplicated())['id'])} validated twice")
+        values = [facts[name] for facts in scored]
+        found |= {"mean": float(np.mean(values)), "spread": float(np.std(values)), "rows": table.height}
+        predictions, truth = (
+            [np.asarray(v) if isinstance(v, list) else v for v in table[c].to_list()] for c in ("prediction", "truth")
+        )
+        found["out_of_fold"] = score(config.metric, predictions, truth)
+        write_table(table, folder / "oof.parquet")
+    write_file(folder / "metrics.json", json.dumps(found, indent=1) + "\n")
+    rows = [
+        [f["fold"], str(f.get("rows", "")), f"{f[name]:.4f}" if name in f else "", f"{f['seconds']:.0f}"] for f in done
+    ]
+    if scored:
+        rows.append(["mean", "", f"{found['mean']:.4f}", ""])
+        rows.append(["spread", "", f"{found['spread']:.4f}", ""])
+        rows.append(["out of fold", str(found["rows"]), f"{found['out_of_fold']:.4f}", ""])
+    log.table(f"{config.run}", ["fold", "rows", name, "seconds"], rows)
+    return found

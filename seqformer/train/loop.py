@@ -1,0 +1,242 @@
+"""The training loop of one fold, on lightning-fabric (device, precision, strategy).
+
+Nothing random outlives a step: batches, augmentation and dropout are functions of (seed, fold, epoch, batch), the
+learning rate of the share of training done. So a checkpoint holds tensors and a position, and resuming is exact.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch.utils.data import DataLoader
+
+from seqformer import checkpoint
+from seqformer.batch import Batch, collate
+from seqformer.config import Run
+from seqformer.data.dataset import draw_seed
+from seqformer.data.sampler import frame_budget, plan_batches
+from seqformer.data.targets import Targets
+from seqformer.errors import InputError, first_few
+from seqformer.model import SequenceModel
+from seqformer.predict import main_head, predict_dataset, score, truth_of
+from seqformer.registry import lookup
+from seqformer.train.log import Meter, RunLog, drop_records_after
+from seqformer.train.optim import averaged, learning_rate, make_optimizer
+from seqformer.train.throughput import matmul_speed, model_flops
+
+MOST_SKIPPED = 20  # steps in a row without a finite gradient: then it is no accident
+
+
+@dataclass
+class Position:
+    """Where a fold stands: ``epoch`` is running, ``batch`` of its batches are done. Saved in state.json as it is."""
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    skipped: int = 0  # steps since the last finite gradient
+    best: float | None = None
+    best_epoch: int = 0
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class FoldJob:
+    """What training one fold needs; ``key`` numbers the fold for its random draws."""
+
+    config: Run
+    name: str
+    key: int
+    folder: Path
+    model: SequenceModel
+    targets: Targets
+    train: Any  # a dataset, see SequenceDataset
+    valid: Any | None
+    log: RunLog
+
+
+class FoldTrainer:
+    """Trains one fold: ``FoldTrainer(job, fabric).fit()`` goes on from the newest checkpoint where there is one."""
+
+    def __init__(self, job: FoldJob, fabric: Fabric):
+        self.job, self.fabric, self.config = job, fabric, job.config
+        self.model, self.optimizer = fabric.setup(job.model, make_optimizer(job.model, job.config.optim))
+        self.average = averaged(job.model, job.config.train.ema) if job.config.train.ema else None
+        self.at = Position()
+        self.budget = frame_budget(self.config.data, job.train.rate)
+        self.ceiling, self.flops = 0.0, (0.0, 0.0)
+
+    @property
+    def eval_model(self) -> SequenceModel:
+        """The weights to use: the averaged ones where there are."""
+        return self.average.module if self.average else self.job.model
+
+    def fit(self) -> Position:
+        """Train to the end of the last epoch, or until patience runs out."""
+        at, train = self.at, self.config.train
+        self.resume()
+        while not at.finished:
+            meter, batches = Meter(), self.plan()
+            self.model.train()
+            for group, waited in self.groups(batches):
+                values = self.step(group, waited, at.epoch + (at.batch + len(group)) / len(batches))
+                meter.add(**values)
+                self.job.log.record(fold=self.job.name, epoch=at.epoch, step=at.step, **values)
+                self.job.log.progress(f"fold {self.job.name} batches", at.batch, len(batches))
+                if train.save_every and at.step % train.save_every == 0 and at.batch < len(batches):
+                    self.save("last")
+            at.epoch, at.batch = at.epoch + 1, 0
+            at.finished = at.epoch >= train.epochs
+            if self.job.valid is not None and (at.epoch % train.validate_every == 0 or at.finished):
+                self.validate(meter)
+            self.save("last")
+            self.job.log.epoch(self.job.name, at.epoch, train.epochs, meter)
+        return at
+
+    def step(self, group: list[Batch], waited: float, epochs_done: float) -> dict[str, float]:
+        """One optimiser step over the batches of a group; returns the values of its log line."""
+        start, fabric, train = time.perf_counter(), self.fabric, self.config.train
+        lr = learning_rate(epochs_done / train.epochs, self.config.optim)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = lr
+        torch.manual_seed(draw_seed(self.config.seed, self.job.key, self.at.epoch, self.at.batch, fabric.global_rank))
+        items, loss, infeasible = self.all_ranks(sum(float(batch.weight.sum()) for batch in group)), 0.0, 0
+        for index, batch in enumerate(group):
+            batch = batch.to(fabric.device)
+            with fabric.no_backward_sync(self.model, enabled=index + 1 < len(group)):
+                found = self.model(batch.inputs, batch.mask, batch.targets, batch.weight)
+                # Each batch counts by its items, so that accumulation and processes add up to one large batch.
+                share = batch.weight.sum() / max(items, 1e-8)
+                fabric.backward(found["loss"] * share * fabric.world_size)
+            loss += found["loss"].detach() * share
+            infeasible += found.get("infeasible", 0)
+        limit = train.clip or math.inf
+        norm = fabric.clip_gradients(self.model, self.optimizer, max_norm=limit, error_if_nonfinite=False)
+        self.update(group, float(norm))
+        self.at.batch, self.at.step = self.at.batch + len(group), self.at.step + 1
+        return self.measured(group, waited, start) | {
+            "loss": self.all_ranks(float(loss)), "lr": lr, "grad_norm": float(norm), "infeasible": int(infeasible)
+        }  # fmt: skip
+
+    def update(self, group: list[Batch], norm: float) -> None:
+        """Move the weights, unless the gradient is not finite: then skip and name the batch, and stop if it goes on."""
+        finite = math.isfinite(norm)
+        if finite or self.config.train.precision == "fp16":  # fp16: the loss scaler skips, and learns from it
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if finite:
+            self.at.skipped = 0
+            if self.average:
+                self.average.update_parameters(self.job.model)
+            return
+        self.at.skipped += 1
+        ids = first_few([row_id for batch in group for row_id in batch.ids], 5)
+        line = f"fold {self.job.name}, step {self.at.step}: gradient norm {norm}; step skipped; batch: {ids}"
+        if self.at.skipped >= MOST_SKIPPED:
+            raise InputError(f"{line}; {self.at.skipped} steps in a row: lower optim.lr, or look at these rows")
+        self.job.log.say(line)
+
+    def measured(self, group: list[Batch], waited: float, start: float) -> dict[str, float]:
+        """Frames per second, padding share, loader wait and MFU of a step that began at ``start``."""
+        lengths = torch.cat([batch.mask.sum(dim=1) for batch in group]).double()
+        seconds, frames = time.perf_counter() - start + waited, float(lengths.sum())
+        flops = 3 * float((self.flops[0] * lengths + self.flops[1] * lengths**2).sum())
+        return {
+            "frames_per_s": frames / seconds,
+            "padding": 1 - frames / sum(batch.mask.numel() for batch in group),
+            "wait": waited / seconds,
+            "mfu": flops / seconds / self.ceiling,
+        }
+
+    def plan(self) -> list[np.ndarray]:
+        """All batches of this rank for the running epoch: a function of (seed, fold, epoch)."""
+        frames, data, seed = self.job.train.frames(self.at.epoch), self.config.data, self.config.seed
+        world, rank = self.fabric.world_size, self.fabric.global_rank
+        batches = plan_batches(frames, self.budget, data.max_items, [seed, self.job.key], self.at.epoch, world)
+        return batches[rank::world]
+
+    def groups(self, batches: list[np.ndarray]) -> Iterator[tuple[list[Batch], float]]:
+        """Batches not done yet, ``accumulate`` at a time, with the seconds the loop waited for them."""
+        epoch, size = self.at.epoch, self.config.train.accumulate
+        keys = [[(epoch, int(row)) for row in batch] for batch in batches[self.at.batch :]]
+        on_gpu, workers = self.fabric.device.type == "cuda", self.config.data.workers
+        loader = iter(
+            DataLoader(self.job.train, batch_sampler=keys, collate_fn=collate, num_workers=workers, pin_memory=on_gpu)
+        )
+        for first in range(0, len(keys), size):
+            start = time.perf_counter()
+            group = [next(loader) for _ in keys[first : first + size]]
+            waited = time.perf_counter() - start
+            if not self.ceiling:
+                self.flops = model_flops(self.job.model, group[0].to(self.fabric.device).inputs, group[0].mask.shape[1])
+                self.ceiling = matmul_speed(self.fabric.device, self.config.train.precision)
+            yield group, waited
+
+    def validate(self, meter: Meter) -> None:
+        """Score the fold's own rows; note the best, and stop when ``patience`` epochs brought no better."""
+        at, train, job = self.at, self.config.train, self.job
+        with self.fabric.autocast():
+            predictions, loss = predict_dataset(self.eval_model, job.valid, job.targets, self.config.data, self.fabric)
+        name, (head, column) = self.config.metric["name"], main_head(self.config.head)
+        found = [predictions[head][str(row_id)] for row_id in job.valid.ids]
+        value = score(self.config.metric, found, truth_of(job.valid, job.targets, column))
+        job.log.record(fold=job.name, epoch=at.epoch - 1, step=at.step, valid_loss=loss, **{name: value})
+        meter.note(valid=loss, **{name: value})
+        sign = -1 if lookup("metric", name).higher_is_better else 1
+        if at.best is None or sign * value < sign * at.best:
+            at.best, at.best_epoch = value, at.epoch
+            if train.select == "best":
+                self.save("best")
+        elif train.patience is not None and at.epoch - at.best_epoch >= train.patience:
+            at.finished = True
+
+    def save(self, name: str) -> None:
+        """Write the checkpoint ``name`` (rank 0)."""
+        if self.fabric.global_rank:
+            return
+        optim, plain = checkpoint.flatten_optimizer(self.optimizer)
+        tensors = {f"optim.{key}": value for key, value in optim.items()}
+        state = {**asdict(self.at), "fold": self.job.name, "optim": plain, "targets": self.job.targets.fitted_on}
+        if self.average:
+            tensors |= {f"raw.{key}": value for key, value in self.job.model.state_dict().items()}
+            state["averages"] = int(self.average.n_averaged)
+        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
+        state["scaler"] = scaler.state_dict() if scaler else {}
+        checkpoint.save_checkpoint(self.job.folder / name, self.eval_model.state_dict(), tensors, state)
+
+    def resume(self) -> None:
+        """Take up the newest checkpoint of this fold that verifies, if there is one."""
+        folder = self.job.folder / "last"
+        state = checkpoint.find_checkpoint(folder)
+        drop_records_after(self.job.log.path, self.job.name, state["step"] if state else -1)
+        if state is None:
+            return
+        if state["targets"] != self.job.targets.fitted_on:
+            raise InputError(f"{folder} was trained on other rows than fold {self.job.name} has now")
+        model, rest = checkpoint.load_weights(folder), checkpoint.load_weights(folder, "optim.safetensors")
+        raw = {key.removeprefix("raw."): value for key, value in rest.items() if key.startswith("raw.")}
+        self.job.model.load_state_dict(raw or model)
+        if self.average:
+            self.average.module.load_state_dict(model)
+            self.average.n_averaged.fill_(state["averages"])
+        optim = {key.removeprefix("optim."): value for key, value in rest.items() if key.startswith("optim.")}
+        checkpoint.restore_optimizer(self.optimizer, optim, state["optim"])
+        if state["scaler"]:
+            self.fabric.strategy.precision.scaler.load_state_dict(state["scaler"])
+        for key in asdict(self.at):
+            setattr(self.at, key, state[key])
+        self.job.log.say(f"fold {self.job.name}: resumed at epoch {self.at.epoch}, step {self.at.step}")
+
+    def all_ranks(self, value: float) -> float:
+        """Sum over processes."""
+        return (
+            value
+            if self.fabric.world_size == 1
+            else float(self.fabric.all_reduce(torch.tensor(value), reduce_op="sum"))
+        )

@@ -1,0 +1,67 @@
+"""Optimiser, schedules and averaged weights."""
+
+import math
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from seqformer.config import Optim
+from seqformer.errors import InputError, nearest
+
+
+def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
+    """AdamW of torch, or a timm optimiser by name; no weight decay on norms, biases and scales (one-axis parameters).
+
+    Raises InputError on a name timm does not know.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if config.name == "adamw":
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-9)
+    from seqformer.timm_import import import_timm
+
+    timm = import_timm()
+    known = timm.optim.list_optimizers()
+    if config.name not in known:
+        raise InputError(f"optim.name: found {config.name!r}; {nearest(config.name, known)}")
+    return timm.optim.create_optimizer_v2(groups, opt=config.name, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def learning_rate(share: float, config: Optim) -> float:
+    """Learning rate at a share (0, 1] of the training done: a pure function, so a schedule has no state to save.
+
+    All kinds but ``one_cycle`` warm up linearly. ``hold_decay`` is the Squeezeformer recipe: the peak for a while, then
+    peak * warmup / (share - hold), Noam's rule with exponent 1, continuous at the end of the hold. ``one_cycle`` rises
+    from peak / 25 and falls along half cosines (Smith 2018, as in torch).
+    """
+    warmup, hold = config.warmup, config.hold
+    if config.schedule == "one_cycle":
+        if share <= warmup:
+            return _half_cosine(config.lr / 25, config.lr, share / warmup)
+        return _half_cosine(config.lr, config.min_lr, (share - warmup) / (1 - warmup))
+    if share <= warmup:
+        return config.lr * share / warmup
+    if share <= warmup + hold or config.schedule == "constant":
+        return config.lr
+    if config.schedule == "cosine":
+        return _half_cosine(config.lr, config.min_lr, (share - warmup - hold) / (1 - warmup - hold))
+    return max(config.min_lr, config.lr * warmup / (share - hold))
+
+
+def _half_cosine(start: float, end: float, share: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel:
+    """Exponential average of weights and buffers; the decay rises as (1 + n) / (10 + n), or the start would linger."""
+
+    @torch.no_grad()
+    def update(average: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor | int) -> None:
+        pace = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(average, current, pace)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
