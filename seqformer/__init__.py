@@ -6,6 +6,7 @@ from seqformer.data.audio import read_audio, resample
 from seqformer.data.dataset import RowReader, SequenceDataset, draw_seed
 from seqformer.data.manifest import read_manifest, write_manifest
 from seqformer.data.store import Store, StoreWriter
+from seqformer.data.targets import Targets
 from seqformer.errors import InputError, first_few
 from seqformer.model import SequenceModel, create_backbone, create_model, list_backbones
 from seqformer.registry import register
@@ -19,6 +20,7 @@ __all__ = [
     "SequenceModel",
     "Store",
     "StoreWriter",
+    "Targets",
     "collate",
     "create_backbone",
     "create_model",

@@ -47,7 +47,7 @@ class Folds:
 class Text:
     """Tokenizer of a text target; ``alphabet`` gives the characters instead of collecting them."""
 
-    kind: Literal["chars", "bpe"] = "chars"
+    kind: Literal["chars", "words", "bpe"] = "chars"
     vocab: int = 128
     alphabet: str | None = None
 

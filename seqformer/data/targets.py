@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from seqformer.data.text import Tokenizer, fit_tokenizer, load_tokenizer, unknown_characters
+from seqformer.data.text import Tokenizer, fit_tokenizer, load_tokenizer, unknown_symbols
 from seqformer.errors import InputError, first_few, nearest
 
 if TYPE_CHECKING:
@@ -153,12 +153,12 @@ def _fit_text(train, column: str, text: dict) -> Tokenizer:
         raise InputError(f"column {column!r} is empty for {first_few(ids)}")
     tokenizer = fit_tokenizer(text["kind"], train[column].to_list(), text["vocab"], text["alphabet"])
     bad = [
-        f"{row_id} ({characters!r})"
+        f"{row_id} ({' '.join(symbols)!r})"
         for row_id, value in train.select("id", column).iter_rows()
-        if (characters := unknown_characters(tokenizer, value))
+        if (symbols := unknown_symbols(tokenizer, value))
     ]
     if bad:
-        raise InputError(f"column {column!r}: characters outside the vocabulary in {len(bad)} rows: {first_few(bad)}")
+        raise InputError(f"column {column!r}: text outside the vocabulary in {len(bad)} rows: {first_few(bad)}")
     return tokenizer
 
 

@@ -33,6 +33,29 @@ class Characters:
         return {"kind": "chars", "symbols": self.symbols}
 
 
+class Words:
+    """One unit per word, for small closed vocabularies."""
+
+    def __init__(self, words: list[str]):
+        self.words = words
+        self.numbers = {word: number for number, word in enumerate(words, start=1)}
+        self.size = len(words) + 1
+
+    @classmethod
+    def fit(cls, texts: list[str]) -> "Words":
+        return cls(sorted({word for text in texts for word in text.split()}))
+
+    def encode(self, text: str) -> list[int]:
+        """Unit numbers; 0 for an unknown word."""
+        return [self.numbers.get(word, 0) for word in text.split()]
+
+    def decode(self, units: list[int]) -> str:
+        return " ".join(self.words[unit - 1] for unit in units if unit)
+
+    def state(self) -> dict:
+        return {"kind": "words", "words": self.words}
+
+
 class BPE:
     """SentencePiece byte-pair units; ``model`` is the serialised SentencePiece model (data, not code)."""
 
@@ -71,21 +94,26 @@ class BPE:
         return {"kind": "bpe", "model": base64.b64encode(self.model).decode()}
 
 
-Tokenizer = Characters | BPE
+Tokenizer = Characters | Words | BPE
 
 
-def fit_tokenizer(kind: Literal["chars", "bpe"], texts: list[str], vocab: int, alphabet: str | None) -> Tokenizer:
+def fit_tokenizer(kind: Literal["chars", "words", "bpe"], texts: list[str], vocab: int, alphabet: str | None) -> Tokenizer:
     """A tokenizer of the training texts; characters may be given as ``alphabet`` instead of being collected."""
     if kind == "bpe":
         return BPE.fit(texts, vocab)
+    if kind == "words":
+        return Words.fit(texts)
     return Characters(alphabet) if alphabet else Characters.fit(texts)
 
 
 def load_tokenizer(state: dict) -> Tokenizer:
     """The tokenizer of a ``state()``."""
-    return BPE(base64.b64decode(state["model"])) if state["kind"] == "bpe" else Characters(state["symbols"])
+    if state["kind"] == "bpe":
+        return BPE(base64.b64decode(state["model"]))
+    return Words(state["words"]) if state["kind"] == "words" else Characters(state["symbols"])
 
 
-def unknown_characters(tokenizer: Tokenizer, text: str) -> str:
-    """The characters of ``text`` that no unit stands for, each once, in order."""
-    return "".join(dict.fromkeys(c for c in text if not c.isspace() and 0 in tokenizer.encode(c)))
+def unknown_symbols(tokenizer: Tokenizer, text: str) -> list[str]:
+    """The characters of ``text`` (words, for a word tokenizer) that no unit stands for, each once, in order."""
+    symbols = text.split() if isinstance(tokenizer, Words) else "".join(text.split())
+    return [symbol for symbol in dict.fromkeys(symbols) if 0 in tokenizer.encode(symbol)]

@@ -19,7 +19,7 @@ from seqformer.data.folds import assign_folds, fold_names, split_rows
 from seqformer.data.manifest import manifest_hash, read_manifest
 from seqformer.data.sampler import frame_budget, padding_share, plan_batches
 from seqformer.data.targets import Targets, Units, fit_targets
-from seqformer.data.text import unknown_characters
+from seqformer.data.text import unknown_symbols
 from seqformer.errors import InputError, first_few
 from seqformer.model import head_parts
 from seqformer.predict import (
@@ -200,9 +200,9 @@ def report_unknown(targets: Targets, valid: "polars.DataFrame", name: str, log: 
     """Say how many validation texts hold characters that no training row has: they count as errors in the score."""
     for column, encoder in targets.encoders.items():
         if isinstance(encoder, Units):
-            found = [text for text in valid[column].to_list() if unknown_characters(encoder.tokenizer, text or "")]
+            found = [text for text in valid[column].to_list() if unknown_symbols(encoder.tokenizer, text or "")]
             if found:
-                log.say(f"fold {name}: {len(found)} validation texts hold characters not seen in training")
+                log.say(f"fold {name}: {len(found)} validation texts hold characters or words not seen in training")
 
 
 def finish_fold(job: FoldJob, fabric: Fabric, at: Position, seconds: float) -> None:

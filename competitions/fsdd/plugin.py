@@ -1,0 +1,91 @@
+"""Spoken digit strings: recordings of one speaker joined with random gaps, made on the fly."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from seqformer import Example, InputError, RowReader, draw_seed, register
+
+if TYPE_CHECKING:
+    import polars
+
+    from seqformer import Targets
+
+# The validation strings are the same for every seed of a run, so that scores of different seeds compare.
+FIXED_SEED = 20_221_121
+
+
+@register("dataset", "joined_digits")
+class JoinedDigits:
+    """Strings of digits spoken by one speaker, with silence between.
+
+    Training: ``items`` strings an epoch, each a pure function of (seed, epoch, index). ``ramp`` lists [first epoch,
+    fewest digits, most digits]; the last entry that has begun holds. Without a ramp from short strings to long ones,
+    CTC training sits on the plateau where every frame is blank. Validation: ``strings`` fixed strings per speaker of
+    ``digits`` digits each. ``gap_ms`` bounds the silence between two digits.
+    """
+
+    def __init__(
+        self,
+        table: "polars.DataFrame",
+        targets: "Targets | None",
+        rate: int,
+        seed: int,
+        augment: Callable[[np.ndarray, int], np.ndarray] | None = None,
+        training: bool = False,
+        items: int = 2000,
+        strings: int = 100,
+        digits: tuple[int, int] = (3, 7),
+        gap_ms: tuple[float, float] = (20.0, 300.0),
+        ramp: list[tuple[int, int, int]] = (),
+    ):
+        self.reader, self.targets, self.rate, self.seed = RowReader(table, rate), targets, rate, seed
+        self.augment, self.training, self.items, self.strings = augment, training, items, strings
+        self.digits, self.gap_ms, self.ramp = digits, gap_ms, sorted(ramp)
+        self.words, self.clip_frames = table["text"].to_list(), self.reader.frames()
+        speakers = table["speaker"].to_numpy()
+        self.speakers = sorted(set(speakers.tolist()))
+        self.clips = {speaker: np.flatnonzero(speakers == speaker) for speaker in self.speakers}
+        if not 1 <= digits[0] <= digits[1]:
+            raise InputError(f"dataset.digits: found {list(digits)}; expected the fewest and the most digits")
+        if not training:
+            keys = [(speaker, number) for speaker in self.speakers for number in range(strings)]
+            self.ids = np.array([f"{speaker}-{number:03d}" for speaker, number in keys])
+            self.columns = {"text": [self.text(-1, index) for index in range(len(keys))]}
+
+    def __len__(self) -> int:
+        return self.items if self.training else self.strings * len(self.speakers)
+
+    def plan(self, epoch: int, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (n,) of the recordings of a string, and the silence (n-1,) between them in samples."""
+        if self.training:
+            rng = np.random.default_rng(draw_seed(self.seed, epoch, index))
+            fewest, most = [tuple(step[1:]) for step in self.ramp if step[0] <= epoch][-1] if self.ramp else self.digits
+            speaker = self.speakers[rng.integers(len(self.speakers))]
+        else:
+            rng = np.random.default_rng([FIXED_SEED, index])
+            (fewest, most), speaker = self.digits, self.speakers[index // self.strings]
+        count = int(rng.integers(fewest, most + 1))
+        clips = rng.choice(self.clips[speaker], count)
+        return clips, (rng.uniform(*self.gap_ms, count - 1) * self.rate / 1000).astype(np.int64)
+
+    def text(self, epoch: int, index: int) -> str:
+        return " ".join(self.words[row] for row in self.plan(epoch, index)[0])
+
+    def frames(self, epoch: int) -> np.ndarray:
+        plans = (self.plan(epoch, index) for index in range(len(self)))
+        return np.array([self.clip_frames[clips].sum() + gaps.sum() for clips, gaps in plans])
+
+    def __getitem__(self, key: tuple[int, int]) -> Example:
+        epoch, index = key
+        clips, gaps = self.plan(epoch, index)
+        pieces = [self.reader[clips[0]]]
+        for row, gap in zip(clips[1:], gaps, strict=True):
+            pieces += [np.zeros(gap, dtype=np.float32), self.reader[row]]
+        x = np.concatenate(pieces)
+        if self.augment is not None:
+            x = self.augment(x, draw_seed(self.seed, epoch, index))
+        row_id = f"{epoch}-{index}" if self.training else str(self.ids[index])
+        targets, axes = self.targets.encode({"text": self.text(epoch, index)}) if self.targets else ({}, {})
+        return Example(row_id, {"x": x}, len(x), targets, axes=axes)
