@@ -1,9 +1,11 @@
-"""seqformer: one Squeezeformer / Conformer backbone family for any feature sequence, trained with k-fold cross-validation."""
+"""seqformer: one Squeezeformer / Conformer family for any feature sequence, trained with k-fold cross-validation."""
 
 from seqformer.batch import Batch, Example, collate
 from seqformer.cli import run_command
-from seqformer.data.audio import read_audio, resample
+from seqformer.data.audio import read_audio, read_pcm, read_pcm_files, resample
+from seqformer.data.corpus import Faults, find_files
 from seqformer.data.dataset import RowReader, SequenceDataset, draw_seed
+from seqformer.data.folder import replace_folder
 from seqformer.data.manifest import read_manifest, write_manifest
 from seqformer.data.store import Store, StoreWriter
 from seqformer.data.targets import Targets
@@ -14,6 +16,7 @@ from seqformer.registry import register
 __all__ = [
     "Batch",
     "Example",
+    "Faults",
     "InputError",
     "RowReader",
     "SequenceDataset",
@@ -25,11 +28,15 @@ __all__ = [
     "create_backbone",
     "create_model",
     "draw_seed",
+    "find_files",
     "first_few",
     "list_backbones",
     "read_audio",
     "read_manifest",
+    "read_pcm",
+    "read_pcm_files",
     "register",
+    "replace_folder",
     "resample",
     "run_command",
     "write_manifest",

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seqformer.errors import InputError
 from seqformer.nn.mask import mask_of
 
 # Fill of padded targets: a class or unit that is not scored, a value that is not scored.
@@ -68,39 +69,47 @@ class Batch:
 def collate(examples: list[Example]) -> Batch:
     """Pad every ragged axis to its longest: inputs with 0, class targets with -1, value targets with NaN.
 
-    Raises ValueError naming the id when an input's time axis and the example's ``frames`` differ.
+    Raises InputError naming the id when a time axis and the example's ``frames`` differ (a target may have no frame at
+    all: nothing is scored), or when a fixed axis or the names of the fields differ from those of the first example.
     """
     longest = max(example.frames for example in examples)
-    for example in examples:
-        for name, array in example.inputs.items():
-            axes = example.axes.get(name, "T")
-            if axes.startswith("T") and np.ndim(array) and len(array) != example.frames:
-                raise ValueError(f"{example.id}: input {name!r} has {len(array)} frames, the example {example.frames}")
-
-    def stack(fields: list[Mapping[str, Any]], target: bool) -> dict[str, Tensor]:
-        return {
-            name: _pad(
-                [np.asarray(values[name]) for values in fields], examples[0].axes.get(name, "T"), longest, target
-            )
-            for name in fields[0]
-        }
-
     lengths = torch.tensor([example.frames for example in examples])
     return Batch(
         ids=[example.id for example in examples],
-        inputs=stack([example.inputs for example in examples], target=False),
+        inputs=_stack(examples, longest, target=False),
         mask=mask_of(lengths, longest),
-        targets=stack([example.targets for example in examples], target=True),
+        targets=_stack(examples, longest, target=True),
         weight=torch.tensor([example.weight for example in examples], dtype=torch.float32),
     )
 
 
+def _stack(examples: list[Example], longest: int, target: bool) -> dict[str, Tensor]:
+    fields = [example.targets if target else example.inputs for example in examples]
+    for example, values in zip(examples, fields, strict=True):
+        if values.keys() != fields[0].keys():
+            raise InputError(f"{example.id} has fields {sorted(values)}, {examples[0].id} {sorted(fields[0])}")
+    stacked = {}
+    for name in fields[0]:
+        axes, arrays = examples[0].axes.get(name, "T"), [np.asarray(values[name]) for values in fields]
+        for example, array in zip(examples, arrays, strict=True):
+            _check_shape(example, name, array, axes, arrays[0], target)
+        stacked[name] = _pad(arrays, axes, longest, target)
+    return stacked
+
+
+def _check_shape(example: Example, name: str, array: np.ndarray, axes: str, first: np.ndarray, target: bool) -> None:
+    kinds = axes[: array.ndim].ljust(array.ndim)
+    for axis, (kind, size) in enumerate(zip(kinds, array.shape, strict=True)):
+        if kind == "T" and size != example.frames and not (target and size == 0):
+            raise InputError(f"{example.id}: {name!r} has {size} frames, the example {example.frames}")
+        if array.ndim != first.ndim or (kind == " " and size != first.shape[axis]):
+            raise InputError(f"{example.id}: {name!r} has shape {array.shape}, others in the batch {first.shape}")
+
+
 def _pad(arrays: list[np.ndarray], axes: str, longest: int, target: bool) -> Tensor:
     first = arrays[0]
-    dtype = first.dtype if first.dtype != np.float64 else np.dtype(np.float32)
-    if dtype == np.float16 and not target:
-        dtype = np.dtype(np.float32)  # kept half-size until here: the store, the workers and the queue move fewer bytes
-    if target and np.issubdtype(dtype, np.integer):
+    dtype = np.dtype(np.float32) if first.dtype in (np.float64, np.float16) else first.dtype
+    if target and dtype.kind in "iub":
         dtype = np.dtype(np.int64)
     shape = list(first.shape)
     for axis in range(min(len(axes), first.ndim)):
@@ -108,8 +117,8 @@ def _pad(arrays: list[np.ndarray], axes: str, longest: int, target: bool) -> Ten
             shape[axis] = longest
         elif axes[axis] == "U":
             shape[axis] = max(array.shape[axis] for array in arrays)
-    fill = 0 if not target else (NO_CLASS if np.issubdtype(dtype, np.integer) else NO_VALUE)
-    padded = np.full((len(arrays), *shape), fill, dtype=dtype)
+    # float16 is kept until here: the store, the workers and the queue move half the bytes
+    padded = np.full((len(arrays), *shape), (NO_CLASS if dtype.kind == "i" else NO_VALUE) if target else 0, dtype)
     for item, array in enumerate(arrays):
         padded[(item, *(slice(size) for size in array.shape))] = array
     return torch.from_numpy(padded)

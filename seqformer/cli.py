@@ -25,10 +25,11 @@ def train(
 ) -> None:
     """Train the folds of a config; an interrupted run goes on where it stopped."""
     from seqformer.config import read_config
-    from seqformer.train.crossval import train_run
 
     plain = read_config(config, overrides or [])
     load_competition(plain.get("competition"))
+    from seqformer.train.crossval import train_run
+
     train_run(plain, root, accept_changes)
 
 
@@ -74,8 +75,11 @@ def transcribe(
 
     from seqformer.data.audio import audio_facts
 
+    trained = open_run(run)
+    if not trained.transcribes:
+        raise InputError(f"{run} turns no audio into text: its frontend or its head is for something else")
     rows = [{"id": str(path), "path": str(path.resolve())} | audio_facts(path) for path in files]
-    found = open_run(run).predict(polars.DataFrame(rows).unique("id", maintain_order=True))
+    found = trained.predict(polars.DataFrame(rows).unique("id", maintain_order=True))
     for path in files:
         typer.echo(found[str(path)] if len(files) == 1 else f"{path}\t{found[str(path)]}")
 
@@ -135,7 +139,7 @@ def read_rows(manifest: Path, where: list[str] | None) -> Any:
 
 
 def load_competition(name: str | None) -> None:
-    """Import ``competitions/<name>/plugin.py`` of the working folder or the checkout, if it has one, to register its parts.
+    """Import ``competitions/<name>/plugin.py`` of the working folder or the checkout, if there is one.
 
     The name comes from a config and is a plain name: it chooses among folders that are there, and holds no path.
     """
@@ -154,7 +158,7 @@ def load_competition(name: str | None) -> None:
 
 
 def run_command(function: Callable) -> None:
-    """Run a typed function as a program: its annotated arguments from the command line, errors as ``main`` shows them."""
+    """Run a typed function as a program: arguments from the command line, errors as ``main`` shows them."""
     program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     program.command()(function)
     _run(program)
@@ -174,6 +178,9 @@ def _run(program: typer.Typer) -> None:
     except BrokenPipeError:  # the reader of our output went away, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:  # a full disk, a folder without permission: its text names the file
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ that imports omegaconf, and only to read YAML and ``key=value`` overrides into p
 """
 
 import dataclasses
+import functools
+import math
 import re
 import typing
 from dataclasses import dataclass, field
@@ -16,6 +18,7 @@ from seqformer.errors import InputError, nearest
 from seqformer.registry import check_type
 
 Part = dict[str, Any]
+PLUGGABLE = ("frontend", "backbone", "head", "dataset", "augment", "metric")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Optim:
-    """Optimiser and schedule; ``warmup`` and ``hold`` are shares of all steps. ``name``: adamw or any timm optimiser."""
+    """Optimiser and schedule; ``warmup`` and ``hold`` are shares of all steps. ``name``: adamw or a timm optimiser."""
 
     name: str = "adamw"
     lr: float = 1e-3
@@ -79,7 +82,7 @@ class Train:
     patience: int | None = None  # epochs without improvement before stopping; needs select: best
     validate_every: int = 1  # epochs
     save_every: int | None = None  # steps, beside every epoch's end
-    device: str = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int = 1
     strategy: str = "auto"
     threads: int | None = None  # of torch; default: all cores
@@ -93,7 +96,7 @@ class Run:
     data: Data
     frontend: Part
     backbone: Part
-    head: Part
+    head: Part  # or several, {a name of its own: part}
     train: Train
     competition: str | None = None
     seed: int = 0
@@ -108,7 +111,6 @@ class Run:
 def read_config(path: str | Path, overrides: list[str] = ()) -> dict[str, Any]:
     """YAML file and ``key=value`` overrides -> plain nested data. Raises InputError on unreadable YAML or override."""
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     path = Path(path)
     if not path.is_file():
@@ -118,14 +120,16 @@ def read_config(path: str | Path, overrides: list[str] = ()) -> dict[str, Any]:
             raise InputError(f"override {item!r}: expected key=value, such as train.epochs=10")
     try:
         found = OmegaConf.load(path)
-        merged = OmegaConf.merge(found, OmegaConf.from_dotlist(list(overrides)))
-        plain = OmegaConf.to_container(merged, resolve=False)
-    except (OmegaConfBaseException, ValueError, OSError) as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}") from error
-    except Exception as error:  # PyYAML's errors, whose classes would need another import
+    except Exception as error:  # PyYAML's errors among them, whose classes would need another import
         raise InputError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(plain, dict):
-        raise InputError(f"{path}: expected sections such as run, data, backbone; found {type(plain).__name__}")
+    if not OmegaConf.is_dict(found):
+        raise InputError(f"{path}: expected sections such as run, data, backbone; found a list")
+    try:
+        changes = OmegaConf.from_dotlist(list(overrides))
+        plain = OmegaConf.to_container(OmegaConf.merge(found, changes) if overrides else found, resolve=False)
+    except Exception as error:
+        given = f"override {' '.join(overrides)}: " if overrides else ""
+        raise InputError(f"{path}: {given}{' '.join(str(error).split())}") from error
     _refuse_interpolation(plain, str(path))
     return plain
 
@@ -138,26 +142,42 @@ def write_config(plain: dict[str, Any]) -> str:
 
 
 def build_config(plain: dict[str, Any], where: str = "config") -> Run:
-    """Fill the dataclasses strictly. Raises InputError naming key, value found, and the nearest known key or the type."""
+    """Fill the dataclasses strictly. Raises InputError naming key, value found, and the nearest key or the type."""
     run = _fill(Run, plain, where)
+    for kind in PLUGGABLE:
+        _check_named(kind, getattr(run, kind), where)
     if not re.fullmatch(r"[\w.-]+", run.run) or run.run.startswith("."):
         raise InputError(f"{where}: run {run.run!r} must be a plain folder name: letters, digits, '_', '-', '.'")
     if (run.data.batch_seconds is None) == (run.data.batch_frames is None):
         raise InputError(f"{where}: data needs one of batch_seconds and batch_frames")
     if run.train.patience is not None and run.train.select != "best":
         raise InputError(f"{where}: train.patience needs train.select: best")
-    positive = {
-        "data": ("batch_seconds", "batch_frames", "max_seconds", "max_items"),
-        "train": ("epochs", "accumulate"),
-    }
-    positive["optim"] = ("lr",)
-    positive["train"] += ("validate_every", "save_every", "devices")
-    for section, keys in positive.items():
-        for key in keys:
-            value = getattr(getattr(run, section), key)
-            if value is not None and value <= 0:
-                raise InputError(f"{where}: {section}.{key} is {value}; it must be above 0")
+    for key, (test, wanted) in _LIMITS.items():
+        value = functools.reduce(getattr, key.split("."), run)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not test(number):
+                raise InputError(f"{where}: {key} is {number}; it must be {wanted}")
+    if run.optim.warmup + run.optim.hold > 1:
+        raise InputError(f"{where}: optim.warmup and hold are shares of all steps; together they are above 1")
+    if run.optim.schedule == "hold_decay" and not run.optim.warmup:
+        raise InputError(f"{where}: optim.schedule hold_decay falls as warmup / share, so it needs a warmup above 0")
     return run
+
+
+# Each is (test, what must be); NaN passes none of them.
+_POSITIVE = (lambda number: 0 < number < math.inf, "above 0")
+_NATURAL = (lambda number: 0 <= number < math.inf, "0 or more")
+_SHARE = (lambda number: 0 <= number <= 1, "from 0 to 1")
+_DECAY = (lambda number: 0 <= number < 1, "from 0 to below 1")
+_LIMITS = {
+    "seed": (lambda number: 0 <= number < 2**32, "from 0 to 2**32 - 1"),
+    **dict.fromkeys(("data.batch_seconds", "data.batch_frames", "data.max_seconds", "data.max_items"), _POSITIVE),
+    **dict.fromkeys(("train.epochs", "train.accumulate", "train.validate_every", "train.save_every"), _POSITIVE),
+    **dict.fromkeys(("train.devices", "train.threads", "train.patience", "optim.lr"), _POSITIVE),
+    **dict.fromkeys(("data.workers", "train.clip", "optim.min_lr", "optim.weight_decay"), _NATURAL),
+    **dict.fromkeys(("optim.warmup", "optim.hold"), _SHARE),
+    **dict.fromkeys(("train.ema", "optim.betas"), _DECAY),
+}
 
 
 def _fill(cls: type, plain: Any, where: str) -> Any:
@@ -183,14 +203,16 @@ def _value(value: Any, annotation: Any, where: str) -> Any:
     for choice in (annotation, *typing.get_args(annotation)):
         if dataclasses.is_dataclass(choice) and value is not None:
             return _fill(choice, value, where)
-    value = check_type(value, annotation, where)
-    parts = [value] if annotation is Part else value if annotation == list[Part] else []
+    return check_type(value, annotation, where)
+
+
+def _check_named(kind: str, given: Part | list[Part], where: str) -> None:
+    parts = given if isinstance(given, list) else [given]
+    if kind == "head" and given and all(isinstance(inner, dict) for inner in given.values()):
+        parts = given.values()  # several, by names of their own
     for part in parts:
-        several = part and all(isinstance(inner, dict) for inner in part.values())
-        for inner in part.values() if several else [part]:
-            if not isinstance(inner.get("name"), str):
-                raise InputError(f"{where}: found {inner!r}; expected a name, and keywords of what it names")
-    return value
+        if not isinstance(part.get("name"), str):
+            raise InputError(f"{where}: {kind}: found {part!r}; expected a name, and keywords of what it names")
 
 
 def _refuse_interpolation(value: Any, where: str) -> None:

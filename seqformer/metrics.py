@@ -19,7 +19,7 @@ def metric(higher_is_better: bool) -> Callable[[Callable], Callable]:
 
 @metric(higher_is_better=False)
 def wer(predictions: Sequence[str], truth: Sequence[str]) -> float:
-    """Word error rate: word edits over all texts / words of all references. Infinite when only hypotheses have words."""
+    """Word error rate: word edits over all texts / words of all references; infinite when only hypotheses have any."""
     return _error_rate([text.split() for text in predictions], [text.split() for text in truth])
 
 
@@ -37,23 +37,26 @@ def normalized_edit_similarity(predictions: Sequence[str], truth: Sequence[str])
 
 @metric(higher_is_better=True)
 def accuracy(predictions: Sequence, truth: Sequence) -> float:
-    """Share of equal pairs; rows of probabilities are compared by their largest."""
-    return float(np.mean(_classes(predictions) == np.asarray(truth)))
+    """Share of equal pairs; rows of probabilities count by their largest, class -1 in the truth is not scored."""
+    found, wanted = _classes(predictions, truth)
+    return float(np.mean(found == wanted)) if len(wanted) else float("nan")
 
 
 @metric(higher_is_better=True)
 def macro_f1(predictions: Sequence, truth: Sequence) -> float:
-    """Mean over the classes present in predictions or truth of the F1 score."""
+    """Mean over the classes present in predictions or truth of the F1 score; class -1 in the truth is not scored."""
     from sklearn.metrics import f1_score
 
-    return float(f1_score(np.asarray(truth), _classes(predictions), average="macro", zero_division=0))
+    found, wanted = _classes(predictions, truth)
+    return float(f1_score(wanted, found, average="macro", zero_division=0)) if len(wanted) else float("nan")
 
 
 @metric(higher_is_better=False)
 def mae(predictions: Sequence, truth: Sequence) -> float:
     """Mean absolute error over scored values (NaN in the truth is not scored)."""
     truth = np.asarray(truth, dtype=float)
-    return float(np.nanmean(np.abs(np.asarray(predictions, dtype=float).reshape(truth.shape) - truth)))
+    gaps = np.abs(np.asarray(predictions, dtype=float).reshape(truth.shape) - truth)[~np.isnan(truth)]
+    return float(gaps.mean()) if gaps.size else float("nan")
 
 
 def word_edits(prediction: str, truth: str) -> tuple[int, int]:
@@ -71,6 +74,11 @@ def _error_rate(predictions: Sequence, truth: Sequence) -> float:
     return edits / length if length else (float("inf") if edits else 0.0)
 
 
-def _classes(predictions: Sequence) -> np.ndarray:
-    array = np.asarray(predictions)
-    return array.argmax(axis=-1) if array.ndim == 2 else array
+def _classes(predictions: Sequence, truth: Sequence) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and true classes (N,) of the scored items."""
+    found, wanted = np.asarray(predictions), np.asarray(truth)
+    if len(found) != len(wanted):
+        raise ValueError(f"{len(found)} predictions for {len(wanted)} truths")
+    found = found.argmax(axis=-1) if found.ndim == 2 else found
+    scored = wanted >= 0 if wanted.dtype.kind == "i" else np.ones(len(wanted), dtype=bool)
+    return found[scored], wanted[scored]

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 import seqformer.backbones
 import seqformer.frontends
 import seqformer.heads  # noqa: F401  importing these registers their names
-from seqformer.registry import check, lookup, names
+from seqformer.registry import create, names
 
 
 class SequenceModel(nn.Module):
-    """``model(inputs, mask)`` -> {head: logits}; ``model(inputs, mask, targets, weight)`` -> {"loss": ..., head: its loss}.
+    """``model(inputs, mask)`` -> {head: logits}; with ``targets`` and ``weight`` -> {"loss": ..., head: its loss}.
 
     Training goes through ``forward`` too, so that data parallel wrappers and the compiler see it. ``weights`` are the
     shares of the heads in the total loss.
@@ -96,5 +96,4 @@ def list_backbones(pattern: str = "*") -> list[str]:
 
 def _build(kind: str, part: dict[str, Any], **given: Any) -> nn.Module:
     arguments = {key: value for key, value in part.items() if key != "name"}
-    check(kind, part["name"], arguments)
-    return lookup(kind, part["name"])(**(given | arguments))
+    return create(kind, part["name"], **(given | arguments))

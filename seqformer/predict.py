@@ -7,20 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
-from torch.utils.data import DataLoader
 
 from seqformer import metrics  # noqa: F401  importing registers their names
-from seqformer.batch import collate
-from seqformer.checkpoint import verify
+from seqformer.checkpoint import load_weights, put_weights, verify
 from seqformer.config import Data, Run, build_config, read_config
 from seqformer.data.dataset import VALID
+from seqformer.data.loader import load_batches
 from seqformer.data.sampler import frame_budget, plan_batches
-from seqformer.data.targets import Targets
+from seqformer.data.targets import Targets, Units
 from seqformer.decode.consensus import consensus
 from seqformer.errors import InputError
 from seqformer.model import SequenceModel, create_model, head_parts
-from seqformer.registry import lookup
+from seqformer.registry import lookup, parameter_types
 
 if TYPE_CHECKING:
     import polars
@@ -43,26 +41,29 @@ def predict_dataset(
     batches = plan_batches(dataset.frames(VALID), budget, data.max_items, world=world)[rank::world]
     keys = [[(VALID, int(row)) for row in batch] for batch in batches]
     model.eval()
-    found, losses = {name: {} for name in model.heads}, []
-    for batch in DataLoader(dataset, batch_sampler=keys, collate_fn=collate, num_workers=data.workers):
+    found, losses = {name: {} for name in model.heads}, {}
+    for batch in load_batches(dataset, keys, data.workers):
         predictions, loss = model.evaluate(batch.to(device))
-        losses += [(float(loss), len(batch.ids))] if loss is not None else []
+        if loss is not None:  # by first id: processes in step may do a batch twice, and it counts once
+            losses[batch.ids[0]] = float(loss), len(batch.ids)
         for name, values in predictions.items():
             decode = targets.encoders[model.heads[name].target].decode
             found[name] |= {row_id: decode(value) for row_id, value in zip(batch.ids, values, strict=True)}
     if world > 1:
         found, losses = _gather(found, losses, world)
-    return found, sum(value * items for value, items in losses) / sum(items for _, items in losses) if losses else None
+    pairs = losses.values()
+    return found, sum(value * items for value, items in pairs) / sum(items for _, items in pairs) if losses else None
 
 
-def _gather(found: Predictions, losses: list, world: int) -> tuple[Predictions, list]:
+def _gather(found: Predictions, losses: dict, world: int) -> tuple[Predictions, dict]:
     shares: list[Any] = [None] * world
     torch.distributed.all_gather_object(shares, (found, losses))
-    merged = {name: {} for name in found}
-    for share, _ in shares:
+    merged, all_losses = {name: {} for name in found}, {}
+    for share, part in shares:
+        all_losses |= part
         for name, values in share.items():
             merged[name] |= values
-    return merged, [pair for _, part in shares for pair in part]
+    return merged, all_losses
 
 
 def score(metric: dict[str, Any], predictions: list, truth: list) -> float:
@@ -123,6 +124,13 @@ class TrainedRun:
             "cuda" if device == "auto" and torch.cuda.is_available() else device.replace("auto", "cpu")
         )
 
+    @property
+    def transcribes(self) -> bool:
+        """Whether the run turns audio into text."""
+        frontend = lookup("frontend", self.config.frontend["name"])
+        encoder = load_targets(self.folder / self.names[0]).encoders[main_head(self.config.head)[1]]
+        return isinstance(encoder, Units) and "rate" in parameter_types(frontend)
+
     def folds(self) -> Iterator[tuple[SequenceModel, Targets]]:
         """Model, in eval mode on the device, and targets of each finished fold."""
         for name in self.names:
@@ -152,10 +160,7 @@ class TrainedRun:
 
 def load_fold(folder: Path, config: Run, device: torch.device) -> tuple[SequenceModel, Targets]:
     """Model and targets of one finished fold, from the checkpoint that its run selected."""
-    try:
-        targets = Targets.from_json((folder / "targets.json").read_text())
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder / 'targets.json'} is missing or damaged: {error}") from error
+    targets = load_targets(folder)
     model = build_model(config, targets)
     checkpoint = folder / config.train.select
     state = verify(checkpoint)
@@ -163,5 +168,13 @@ def load_fold(folder: Path, config: Run, device: torch.device) -> tuple[Sequence
         raise InputError(f"no intact checkpoint at {checkpoint}")
     if state["targets"] != targets.fitted_on:
         raise InputError(f"{folder / 'targets.json'} was fitted on other rows than {checkpoint} was trained on")
-    model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+    put_weights(model, load_weights(checkpoint), checkpoint)
     return model.to(device).eval(), targets
+
+
+def load_targets(folder: Path) -> Targets:
+    """The targets of a fold. Raises InputError when their file is missing or damaged."""
+    try:
+        return Targets.from_json((folder / "targets.json").read_text())
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder / 'targets.json'} is missing or damaged: {error}") from error

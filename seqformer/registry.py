@@ -46,10 +46,18 @@ def lookup(kind: str, name: str) -> Callable:
     return table[name]
 
 
-def create(kind: str, name: str, **arguments: Any) -> Any:
-    """Call the registered function with keywords that were checked against its signature first."""
+def create(kind: str, name: str, /, **arguments: Any) -> Any:
+    """Call the registered function with keywords that were checked against its signature first.
+
+    Raises InputError as ``check`` does, and when one is missing or their values do not go together.
+    """
     check(kind, name, arguments)
-    return lookup(kind, name)(**arguments)
+    try:
+        return lookup(kind, name)(**arguments)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{kind} {name!r}: {' '.join(str(error).split())}") from error
 
 
 def check(kind: str, name: str, arguments: dict[str, Any], where: str = "", given: tuple[str, ...] = ()) -> None:

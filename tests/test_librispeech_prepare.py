@@ -11,7 +11,7 @@ import soundfile
 
 import seqformer
 from competitions.librispeech import speak as speaking
-from competitions.librispeech.prepare import main, prepare, read_pcm
+from competitions.librispeech.prepare import main, prepare
 from competitions.librispeech.speak import VOCABULARY, VOICES, Espeak, plan_phrases, plan_table, speak
 
 MINI = Path(__file__).parents[2] / "shared" / "data" / "librispeech_mini"
@@ -118,7 +118,7 @@ def test_hidden_files_are_ignored(tmp_path):
 def test_other_rates_and_sample_types_keep_duration_and_level(tmp_path, rate, subtype):
     time = np.arange(rate) / rate
     soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 440 * time), rate, subtype=subtype)
-    samples, found = read_pcm(tmp_path / "a.wav", 16_000)
+    samples, found = seqformer.read_pcm(tmp_path / "a.wav", 16_000)
     wanted = 16384 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000)
     assert found == 16_000 and samples.dtype == np.int16 and len(samples) == 16_000
     inner = slice(200, -200)  # a resampling filter rings at the ends

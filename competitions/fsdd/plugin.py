@@ -47,8 +47,13 @@ class JoinedDigits:
         speakers = table["speaker"].to_numpy()
         self.speakers = sorted(set(speakers.tolist()))
         self.clips = {speaker: np.flatnonzero(speakers == speaker) for speaker in self.speakers}
-        if not 1 <= digits[0] <= digits[1]:
-            raise InputError(f"dataset.digits: found {list(digits)}; expected the fewest and the most digits")
+        for fewest, most in (digits, *(step[1:] for step in self.ramp)):
+            if not 1 <= fewest <= most:
+                raise InputError(f"dataset: found {[fewest, most]}; expected the fewest and the most digits, from 1")
+        if self.ramp and self.ramp[0][0] != 0:
+            raise InputError(f"dataset.ramp begins at epoch {self.ramp[0][0]}; its first entry must be for epoch 0")
+        if not 0 <= gap_ms[0] <= gap_ms[1]:
+            raise InputError(f"dataset.gap_ms: found {list(gap_ms)}; expected the shortest and the longest silence")
         if not training:
             keys = [(speaker, number) for speaker in self.speakers for number in range(strings)]
             self.ids = np.array([f"{speaker}-{number:03d}" for speaker, number in keys])
@@ -85,7 +90,8 @@ class JoinedDigits:
             pieces += [np.zeros(gap, dtype=np.float32), self.reader[row]]
         x = np.concatenate(pieces)
         if self.augment is not None:
-            x = self.augment(x, draw_seed(self.seed, epoch, index))
+            # another seed than the plan's, or the two would draw the same numbers
+            x = self.augment(x, draw_seed(self.seed, epoch, index, 1))
         row_id = f"{epoch}-{index}" if self.training else str(self.ids[index])
         targets, axes = self.targets.encode({"text": self.text(epoch, index)}) if self.targets else ({}, {})
         return Example(row_id, {"x": x}, len(x), targets, axes=axes)

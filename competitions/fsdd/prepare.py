@@ -7,17 +7,16 @@ set), all others -1 (always trained on). It is easy, since every test speaker is
 """
 
 import re
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import seqformer
-from competitions.librispeech.prepare import Faults, find_files, read_pcm
 
 RATE = 8_000  # Hz
 NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>.+)_(?P<index>[0-9]+)")
+COLUMNS = ("label", "text", "speaker", "index", "usual")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -25,8 +24,8 @@ def find_recordings(folder: Path) -> list[dict]:
     """Manifest rows without audio yet, and each one's ``file``, sorted by speaker, digit, index. Raises InputError."""
     if not folder.is_dir():
         raise seqformer.InputError(f"{folder} is not a folder; give a clone of the Free Spoken Digit Dataset")
-    faults, found, others = Faults(folder), {}, []
-    for path in find_files(folder)[0]:
+    faults, found, others = seqformer.Faults(folder), {}, []
+    for path in seqformer.find_files(folder):
         match = NAME.fullmatch(path.stem)
         if match is None:
             others.append(str(path.relative_to(folder)))
@@ -57,33 +56,27 @@ def prepare(folder: Path, out: Path) -> Path:
     recordings = find_recordings(folder)
     if out.exists() and not out.is_dir():
         raise seqformer.InputError(f"{out} is a file; the prepared data need a folder")
-    manifest, is_new = out / "manifest.parquet", not out.exists()
-    try:
-        with seqformer.StoreWriter(out / "audio", dtype="int16") as writer:
-            rows = read_rows(folder, recordings, writer)
-            manifest.unlink(missing_ok=True)  # the old one must never point into the new store
-        seqformer.write_manifest(rows, manifest)
-    finally:
-        if is_new:
-            with suppress(OSError):  # removes only an empty folder: what the store writer leaves after a failure
-                out.rmdir()
+    manifest = out / "manifest.parquet"
+    with seqformer.StoreWriter(out / "audio", dtype="int16") as writer:
+        rows = read_rows(folder, recordings, writer)
+        manifest.unlink(missing_ok=True)  # the old one must never point into the new store
+    seqformer.write_manifest(rows, manifest)
     print_summary(rows)
     return manifest
 
 
 def read_rows(folder: Path, recordings: list[dict], writer: seqformer.StoreWriter) -> list[dict]:
     """Decode all recordings into the store and return complete manifest rows. Raises InputError."""
-    faults, rows = Faults(folder), []
-    for recording in recordings:
-        targets = dict(recording)
-        path = targets.pop("file")
-        try:
-            samples, rate = read_pcm(path, RATE)
-        except seqformer.InputError as error:
-            faults.add("unreadable audio", recording["id"], path, str(error))
+    faults, rows = seqformer.Faults(folder), []
+    answers = seqformer.read_pcm_files([recording["file"] for recording in recordings], RATE)
+    for recording, answer in zip(recordings, answers, strict=True):
+        name, path, targets = recording["id"], recording["file"], {k: recording[k] for k in COLUMNS}
+        if isinstance(answer, seqformer.InputError):
+            faults.add("unreadable audio", name, path, answer)
             continue
-        place = {"id": targets.pop("id"), "path": "audio", "row": writer.add(samples)}
-        rows.append(place | {"frames": len(samples), "rate": rate} | targets)
+        samples, rate = answer
+        place = {"id": name, "path": "audio", "row": writer.add(samples), "frames": len(samples), "rate": rate}
+        rows.append(place | targets)
     faults.check()
     return rows
 

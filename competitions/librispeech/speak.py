@@ -7,7 +7,6 @@ fixed to the bit, since two calls of espeak-ng in one process differ slightly.
 
 import ctypes
 import os
-import shutil
 from dataclasses import astuple, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -219,17 +218,8 @@ def speak(out: Path, utterances: int = 840, seed: int = 0) -> Path:
         if plan.is_file() and plan.read_text() == plan_table(phrases):
             return out  # renamed here when it was finished, so it is whole
         raise seqformer.InputError(f"{out} is not empty and holds another corpus; remove it or choose another folder")
-    if out.exists() and not out.is_dir():
-        raise seqformer.InputError(f"{out} is a file; the corpus needs a folder")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    try:
-        partial.mkdir(parents=True)
+    with seqformer.replace_folder(out) as partial:
         write_corpus(partial, phrases, seed)
-        if out.is_dir():  # an empty one, which only some systems let a rename replace
-            out.rmdir()
-        os.rename(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

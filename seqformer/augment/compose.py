@@ -6,11 +6,13 @@ A transform is a registered class with ``apply(x, **params)`` that draws only fr
 
 import functools
 import os
+import random
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from seqformer.errors import InputError
 from seqformer.registry import create
 
 # albumentations asks the network for a newer version of itself at import unless told not to.
@@ -39,16 +41,25 @@ def frame_transform() -> type:
 
 
 class Augment:
-    """``augment(x, seed) -> x``: the transforms of a config's ``augment`` list, in order."""
+    """``augment(x, seed) -> x``: the transforms of a config's ``augment`` list, in order; the seed decides it all."""
 
     def __init__(self, parts: list[dict[str, Any]]):
         from albumentations import Compose
 
+        self.parts = parts
+        for part in parts:
+            if not 0 <= part.get("p", 1) <= 1:
+                raise InputError(f"augment {part['name']!r}: p is {part['p']}; expected a probability, 0 to 1")
         transforms = [
             create("augment", part["name"], **{k: v for k, v in part.items() if k != "name"}) for part in parts
         ]
         self.compose = Compose(transforms, strict=False)
 
+    def __reduce__(self):
+        return Augment, (self.parts,)  # the transforms' classes are made on first use, in a spawned worker too
+
     def __call__(self, x: np.ndarray, seed: int) -> np.ndarray:
-        self.compose.set_random_seed(seed)
+        # One stream for all: set_random_seed would start each transform at the same draw, so that, say, noise came
+        # with the low gains only.
+        self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
         return self.compose(x=x)["x"]

@@ -8,14 +8,19 @@ from seqformer.registry import register
 
 @register("augment", "speed")
 def speed(factors: list[float] = (0.9, 1.0, 1.1), p: float = 1.0):
-    """Play faster or slower by one of ``factors``, pitch included (Ko et al. 2015). x (N,) -> (ceil(N / factor),)."""
+    """Play faster or slower by one of ``factors``, pitch included (Ko et al. 2015). x (N,) -> (ceil(N / factor),).
+
+    Factors count to three decimals.
+    """
+    if not factors or min(factors) <= 0:
+        raise ValueError(f"factors {list(factors)}: expected some numbers above 0")
     from fractions import Fraction
 
     from scipy.signal import resample_poly
 
     class Speed(frame_transform()):
         def apply(self, x: np.ndarray, factor: float, **params) -> np.ndarray:
-            ratio = Fraction(1 / factor).limit_denominator(40)
+            ratio = 1 / Fraction(factor).limit_denominator(1000)
             return x if ratio == 1 else resample_poly(x, ratio.numerator, ratio.denominator).astype(np.float32)
 
         def get_params(self) -> dict:
@@ -44,10 +49,32 @@ def noise(low_snr_db: float = 10.0, high_snr_db: float = 40.0, p: float = 0.5):
 
     class Noise(frame_transform()):
         def apply(self, x: np.ndarray, snr_db: float, **params) -> np.ndarray:
-            level = np.sqrt(np.mean(np.square(x))) * 10 ** (-snr_db / 20)
-            return (x + level * self.random_generator.standard_normal(len(x))).astype(np.float32)
+            level = np.float32(np.sqrt(np.mean(np.square(x))) * 10 ** (-snr_db / 20))
+            return x + level * self.random_generator.standard_normal(len(x), dtype=np.float32)
 
         def get_params(self) -> dict:
             return {"snr_db": self.py_random.uniform(low_snr_db, high_snr_db)}
 
     return Noise(p=p)
+
+
+@register("augment", "equalizer")
+def equalizer(deviation_db: float = 5.0, bands: int = 8, p: float = 1.0):
+    """Filter by a random smooth response: another microphone, another room, another voice's colour.
+
+    Gains at ``bands`` frequencies, spaced as the ear's (HTK mel of a 16 kHz recording), are drawn from a normal
+    distribution of ``deviation_db`` and joined by straight lines in decibels.
+    """
+
+    class Equalizer(frame_transform()):
+        def apply(self, x: np.ndarray, decibels: np.ndarray, **params) -> np.ndarray:
+            spectrum = np.fft.rfft(x)
+            position = np.log1p(np.linspace(0, 8000 / 700, len(spectrum)))
+            knots = np.linspace(0, position[-1], len(decibels))
+            response = 10 ** (np.interp(position, knots, decibels) / 20)
+            return np.fft.irfft(spectrum * response, len(x)).astype(np.float32)
+
+        def get_params(self) -> dict:
+            return {"decibels": self.random_generator.normal(0, deviation_db, bands)}
+
+    return Equalizer(p=p)

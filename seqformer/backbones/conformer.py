@@ -1,11 +1,11 @@
-"""Conformer (Gulati et al., Interspeech 2020, arXiv 2005.08100): attention and convolution between two half feed-forwards.
+"""Conformer (Gulati et al., Interspeech 2020, arXiv 2005.08100): attention and convolution between half feed-forwards.
 
 | preset | depth | dim | heads | kernel | parameters | source of the size |
 |---|---|---|---|---|---|---|
 | conformer_ctc_s | 16 | 144 | 4 | 31 | 8,711,136 | baseline of the Squeezeformer paper, official repository |
 | conformer_ctc_m | 16 | 256 | 4 | 31 | 27,328,000 | the same |
 | conformer_ctc_l | 18 | 512 | 8 | 31 | 121,436,160 | the same |
-| conformer_s, _m, _l | 16, 16, 17 | 144, 256, 512 | 4, 4, 8 | 32 | not published for the encoder alone | Conformer paper, table 1 |
+| conformer_s, _m, _l | 16, 16, 17 | 144, 256, 512 | 4, 4, 8 | 32 | not published alone | Conformer paper, table 1 |
 
 ``input_norm`` is the LayerNorm of the official Squeezeformer repository before block 0, which the paper does not have.
 Padding is handled as in ``squeezeformer.py``.
@@ -24,7 +24,7 @@ from seqformer.registry import register
 
 
 class Block(nn.Module):
-    """Half feed-forward, attention, convolution, half feed-forward, each with a LayerNorm before; LayerNorm at the end."""
+    """Half feed-forward, attention, convolution, half feed-forward: a LayerNorm before each, one more at the end."""
 
     def __init__(self, dim: int, heads: int, kernel: int, ff_factor: int, positions: Positions, dropout: float):
         super().__init__()
@@ -82,10 +82,15 @@ class Conformer(nn.Module):
     def forward_intermediates(
         self, x: Tensor, mask: Tensor, indices: list[int] | None = None, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Output, its mask, and the output of the blocks at ``indices`` (all by default)."""
-        keep = dict.fromkeys(range(len(self.blocks)) if indices is None else indices)
+        """Output, its mask, and the output of the blocks at ``indices`` (all by default).
+
+        Negative indices count from the end. Raises IndexError when there is no such block.
+        """
+        every = range(len(self.blocks))
+        wanted = every if indices is None else [every[index] for index in indices]
+        keep = dict.fromkeys(wanted)
         x, mask = self.forward(x, mask, bias, keep)
-        return x, mask, list(keep.values())
+        return x, mask, [keep[index] for index in wanted]
 
 
 @preset(Conformer)

@@ -29,7 +29,7 @@ from seqformer.registry import register
 
 
 class Block(nn.Module):
-    """Attention, feed-forward, convolution, feed-forward; each a residual with a learned scale before, LayerNorm after."""
+    """Attention, feed-forward, convolution, feed-forward: residuals, a learned scale before each, a LayerNorm after."""
 
     def __init__(self, dim: int, heads: int, kernel: int, ff_factor: int, positions: Positions, dropout: float):
         super().__init__()
@@ -105,10 +105,15 @@ class Squeezeformer(nn.Module):
     def forward_intermediates(
         self, x: Tensor, mask: Tensor, indices: list[int] | None = None, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Output, its mask, and the output of the blocks at ``indices`` (all by default), each at its own frame rate."""
-        keep = dict.fromkeys(range(len(self.blocks)) if indices is None else indices)
+        """Output, its mask, and the output of the blocks at ``indices`` (all by default), each at its own frame rate.
+
+        Negative indices count from the end. Raises IndexError when there is no such block.
+        """
+        every = range(len(self.blocks))
+        wanted = every if indices is None else [every[index] for index in indices]
+        keep = dict.fromkeys(wanted)
         x, mask = self.forward(x, mask, bias, keep)
-        return x, mask, list(keep.values())
+        return x, mask, [keep[index] for index in wanted]
 
 
 @preset(Squeezeformer)

@@ -1,30 +1,80 @@
-"""Reading audio files as mono float32 at a wanted rate."""
+"""Reading audio files whole, or refusing them.
+
+libsndfile reads a WAV or Opus file that was cut short without complaint and returns less audio, so that the text no
+longer fits. So every file is held against its own structure first, and what was decoded against what the file states.
+Not found out: an MP3 cut between two frames, which states no length of its own.
+"""
 
 import math
+import os
+import struct
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
 from seqformer.errors import InputError
 
+MOST_SAMPLES = 2**32  # a FLAC written to a pipe has no length, and libsndfile then states 2**63 - 1
+UNKNOWN_SIZE = 0x7FFF_F000  # a WAV written to a pipe states this many bytes or more, because nobody knew the length
+
 
 def read_audio(path: str | Path, rate: int | None = None) -> tuple[np.ndarray, int]:
     """Samples (N,) float32 in [-1, 1] and their rate in Hz; channels are averaged, the rate converted to ``rate``.
 
-    Reads what libsndfile reads: FLAC, WAV, Opus, OGG, MP3. Raises InputError on a missing, unreadable or empty file.
+    Reads what libsndfile reads: FLAC, WAV, Opus, OGG, MP3. Raises InputError naming the file when it is missing, empty,
+    cut short or damaged.
     """
-    import soundfile
-
-    if not Path(path).is_file():
-        raise InputError(f"no audio file at {path}")
-    try:
-        samples, found = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise InputError(f"{path}: unreadable audio: {error}") from error
-    if not len(samples):
-        raise InputError(f"{path}: the audio has no samples")
-    mono = samples.mean(axis=1)
+    samples, found = _decode(Path(path), "float32")
+    mono = samples if samples.ndim == 1 else samples.mean(axis=1)
     return (mono, found) if rate is None else (resample(mono, found, rate), rate)
+
+
+def read_pcm(path: str | Path, rate: int | None = None) -> tuple[np.ndarray, int]:
+    """Samples int16 (N,) of one mono file, for a store, and their rate in Hz; resampled when ``rate`` is another.
+
+    Raises InputError as ``read_audio`` does, and when there is more than one channel.
+    """
+    samples, found = _decode(Path(path), "int16")
+    if samples.ndim > 1:
+        raise InputError(f"{path}: {samples.shape[1]} channels; mix them down to one")
+    if samples.dtype != np.int16:
+        samples = _to_int16(samples * 32768)
+    if rate is None or rate == found:
+        return samples, found
+    return _to_int16(resample(samples.astype(np.float32), found, rate)), rate
+
+
+def read_pcm_files(paths: Iterable[Path], rate: int | None = None) -> Iterator[tuple[np.ndarray, int] | InputError]:
+    """``read_pcm`` of many files, or the error it raised; in order, decoded a few files ahead.
+
+    Threads are enough, because libsndfile decodes outside Python's lock; the short queue bounds the memory.
+    """
+
+    def read(path: Path) -> tuple[np.ndarray, int] | InputError:
+        try:
+            return read_pcm(path, rate)
+        except InputError as error:
+            return error
+
+    workers = min(os.cpu_count() or 1, 16)
+    pending: deque = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for path in paths:
+            pending.append(pool.submit(read, path))
+            if len(pending) >= 8 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def audio_facts(path: str | Path) -> dict[str, int]:
+    """``frames`` (samples) and ``rate`` (Hz) of an audio file. Raises InputError as ``read_audio`` does."""
+    with _opened(Path(path)) as file:
+        return {"frames": file.frames, "rate": file.samplerate}
 
 
 def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
@@ -37,16 +87,66 @@ def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     return resample_poly(samples, wanted // shared, rate // shared).astype(np.float32)
 
 
-def audio_facts(path: str | Path) -> dict[str, int]:
-    """``frames`` (samples) and ``rate`` (Hz) of an audio file. Raises InputError as ``read_audio`` does."""
+def _decode(path: Path, dtype: str) -> tuple[np.ndarray, int]:
+    """All samples (N,) or (N, channels) and their rate in Hz; float32 for a file of floats, whatever is asked."""
+    with _opened(path) as file:
+        # libsndfile does not scale float samples in [-1, 1] when asked for integers: nearly all would become 0
+        samples = file.read(dtype="float32" if file.subtype in ("FLOAT", "DOUBLE") else dtype)
+        if len(samples) != file.frames:
+            raise InputError(f"{path}: damaged: {len(samples)} of {file.frames} samples can be decoded")
+        if samples.dtype != np.int16 and not np.isfinite(samples).all():
+            raise InputError(f"{path}: samples are NaN or infinite")
+        return samples, file.samplerate
+
+
+@contextmanager
+def _opened(path: Path):
+    """The open SoundFile of a file that is whole; what goes wrong with it becomes an InputError that names it."""
     import soundfile
 
-    if not Path(path).is_file():
+    if not path.is_file():
         raise InputError(f"no audio file at {path}")
     try:
-        facts = soundfile.info(str(path))
-    except (soundfile.SoundFileError, RuntimeError) as error:
-        raise InputError(f"{path}: unreadable audio: {error}") from error
-    if not facts.frames:
-        raise InputError(f"{path}: the audio has no samples")
-    return {"frames": facts.frames, "rate": facts.samplerate}
+        if not path.stat().st_size:
+            raise InputError(f"{path}: the file has 0 bytes")
+        if _is_cut_short(path):
+            raise InputError(f"{path}: the file is cut short")
+        with soundfile.SoundFile(path) as file:
+            # AIFF, AU, RF64, W64: libsndfile's own log says so, and it is all that does
+            if file.format not in ("WAV", "WAVEX") and "(should be" in file.extra_info:
+                raise InputError(f"{path}: the file is cut short")
+            if file.frames > MOST_SAMPLES:
+                raise InputError(f"{path}: the file does not state its length; encode it again")
+            if not file.frames:
+                raise InputError(f"{path}: the file has no samples")
+            yield file
+    except (OSError, soundfile.SoundFileError, TypeError, MemoryError) as error:  # TypeError: a headerless .raw
+        reason = getattr(error, "error_string", str(error)).rstrip(".")
+        raise InputError(f"{path}: {reason or 'damaged'}") from error
+
+
+def _is_cut_short(path: Path) -> bool:
+    """Whether a WAV or Ogg file ends before its own structure says; for FLAC libsndfile raises by itself."""
+    with open(path, "rb") as file:
+        start = file.read(12)
+        if start[:4] in (b"RIFF", b"RIFX") and start[8:] == b"WAVE":
+            while len(head := file.read(8)) == 8:
+                name, size = struct.unpack("<4sI" if start[:4] == b"RIFF" else ">4sI", head)
+                if name == b"data":
+                    return size < UNKNOWN_SIZE and file.tell() + size > path.stat().st_size
+                file.seek(size + size % 2, os.SEEK_CUR)
+            return True
+        if start[:4] != b"OggS":
+            return False
+        pages = start + file.read()
+    position, last_flag = 0, 0
+    while pages[position : position + 4] == b"OggS" and position + 27 <= len(pages):
+        segments = pages[position + 27 : position + 27 + pages[position + 26]]
+        last_flag = pages[position + 5] & 4  # RFC 3533: bit 2 marks the last page of a stream
+        position += 27 + pages[position + 26] + sum(segments)
+    return not last_flag or position > len(pages)
+
+
+def _to_int16(samples: np.ndarray) -> np.ndarray:
+    """Round float samples in int16 units, clipped to what int16 holds."""
+    return np.clip(np.rint(samples), -32768, 32767).astype(np.int16)

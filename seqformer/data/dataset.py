@@ -13,7 +13,7 @@ from seqformer.batch import Example
 from seqformer.data.audio import read_audio, resample
 from seqformer.data.store import Store
 from seqformer.data.targets import Targets
-from seqformer.errors import InputError
+from seqformer.errors import InputError, nearest
 from seqformer.registry import register
 
 if TYPE_CHECKING:
@@ -25,15 +25,19 @@ VALID = -1
 class RowReader:
     """Read the arrays of manifest rows: ``reader[index] -> (T, ...)``.
 
-    Audio, from a file or an int16 store, becomes float32 samples at ``rate`` Hz; other stores are read as they are.
+    Audio, from a file or an int16 store, becomes float32 samples at ``rate`` Hz; other stores are read as they are
+    (so a store of token numbers is not int16). Raises InputError naming row and file when one cannot be read or differs
+    from the manifest, and at once when ``rate`` is wanted of a manifest without rates.
     """
 
     def __init__(self, table: "polars.DataFrame", rate: int | None = None):
         # numpy columns, not Python objects: workers share their pages instead of copying them at every count.
         self.ids, self.paths = table["id"].to_numpy().astype(str), table["path"].to_numpy().astype(str)
-        self.rows = table["row"].to_numpy() if "row" in table.columns else None
-        self.rates = table["rate"].to_numpy() if "rate" in table.columns else None
-        self.stored_frames, self.rate = table["frames"].to_numpy(), rate
+        self.rows = _whole(table, "row")  # -1 where the path is an audio file
+        self.rates = _whole(table, "rate") if "rate" in table.columns else None
+        self.stored_frames, self.rate = _whole(table, "frames"), rate
+        if rate is not None and self.rates is None:
+            raise InputError(f"audio is wanted at {rate} Hz, but the manifest has no column 'rate'")
         self._stores: dict[str, Store] = {}
 
     def __len__(self) -> int:
@@ -41,40 +45,54 @@ class RowReader:
 
     def frames(self) -> np.ndarray:
         """Frames (rows,) of each row as it will be read."""
-        if self.rate is None or self.rates is None:
+        if self.rate is None:
             return self.stored_frames
-        return np.ceil(self.stored_frames * (self.rate / self.rates)).astype(np.int64)
+        return -(-self.stored_frames * self.rate // self.rates)  # ceil, in whole numbers as the resampler counts
 
     def __getitem__(self, index: int) -> np.ndarray:
-        path = str(self.paths[index])
-        if self.rows is None:
-            return self._samples(path, index)
-        if path not in self._stores:
-            self._stores[path] = Store(path)
-        array = self._stores[path][int(self.rows[index])]
-        if len(array) != self.stored_frames[index]:
-            raise InputError(
-                f"row {self.ids[index]}: {path} holds {len(array)} frames, the manifest says {self.stored_frames[index]}"
-            )
-        if array.dtype == np.int16 and array.ndim == 1:
-            samples = array.astype(np.float32) / 32768
-            return samples if self.rate is None else resample(samples, int(self.rates[index]), self.rate)
-        return array
-
-    def _samples(self, path: str, index: int) -> np.ndarray:
         try:
-            return read_audio(path, self.rate)[0]
+            array, rate = self._read(str(self.paths[index]), index)
         except InputError as error:
             raise InputError(f"row {self.ids[index]}: {error}") from error
+        if rate is None or self.rate is None:
+            return array
+        return resample(array, rate, self.rate)
+
+    def _read(self, path: str, index: int) -> tuple[np.ndarray, int | None]:
+        """The stored array, and its rate in Hz where it is audio."""
+        rate = None if self.rates is None else int(self.rates[index])
+        if self.rows[index] < 0:
+            array, found = read_audio(path)
+            if rate not in (None, found):
+                raise InputError(f"{path} has {found} samples a second, the manifest says {rate}")
+            rate = found
+        else:
+            if path not in self._stores:
+                self._stores[path] = Store(path)
+            array = self._stores[path][int(self.rows[index])]
+        if len(array) != self.stored_frames[index]:
+            raise InputError(f"{path} holds {len(array)} frames, the manifest says {self.stored_frames[index]}")
+        if array.dtype == np.int16 and array.ndim == 1:
+            array = array.astype(np.float32) / 32768
+        elif self.rows[index] >= 0:
+            rate = None
+        return array, rate
+
+
+def _whole(table: "polars.DataFrame", column: str) -> np.ndarray:
+    """A column of whole numbers (rows,), -1 where it is empty or missing."""
+    if column not in table.columns:
+        return np.full(table.height, -1)
+    return table[column].cast(int).fill_null(-1).to_numpy()
 
 
 @register("dataset", "rows")
 class SequenceDataset:
     """Each row of the manifest as one example with input ``x``.
 
-    What a registered dataset is: ``ids``, ``rate``, ``columns`` {target: value per example}, ``len``, ``frames(epoch)`` and
-    ``[epoch, index]``; built with these arguments and its own keywords from the config's ``dataset`` section.
-    ``training`` tells one that makes its examples up which of its two sets is wanted.
+    What a registered dataset is: ``ids``, ``rate``, ``columns`` {target: value per example}, ``len``,
+    ``frames(epoch)`` and ``[epoch, index]``; built with these arguments and its own keywords from the config's
+    ``dataset`` section. ``training`` tells one that makes its examples up which of its two sets is wanted.
     """
 
     def __init__(
@@ -87,6 +105,9 @@ class SequenceDataset:
         training: bool = False,
     ):
         self.reader, self.targets, self.seed, self.augment = RowReader(table, rate), targets, seed, augment
+        for name in targets.encoders if targets else ():
+            if name not in table.columns:
+                raise InputError(f"the rows have no column {name!r}; {nearest(name, table.columns)}")
         self.columns = {name: table[name].to_list() for name in targets.encoders} if targets else {}
         self.weight = table["weight"].to_numpy() if "weight" in table.columns else np.ones(table.height)
 
@@ -111,10 +132,14 @@ class SequenceDataset:
         x = self.reader[index]
         if self.augment is not None and epoch != VALID:
             x = self.augment(x, draw_seed(self.seed, epoch, index))
-        targets, axes = (
-            self.targets.encode({k: v[index] for k, v in self.columns.items()}) if self.targets else ({}, {})
-        )
+        targets, axes = self._targets(index) if self.targets else ({}, {})
         return Example(str(self.ids[index]), {"x": x}, len(x), targets, float(self.weight[index]), axes)
+
+    def _targets(self, index: int) -> tuple[dict, dict]:
+        try:
+            return self.targets.encode({name: values[index] for name, values in self.columns.items()})
+        except InputError as error:
+            raise InputError(f"row {self.ids[index]}: {error}") from error
 
 
 def draw_seed(*key: int) -> int:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from seqformer.data.manifest import as_text, plain_text
 from seqformer.errors import InputError, first_few, nearest
 
 if TYPE_CHECKING:
@@ -30,26 +31,37 @@ def assign_folds(
     from column ``by``: its whole numbers as they are or, with ``valid``, one fold of the rows that hold a listed value.
     Raises InputError when a column is missing or there are fewer rows, groups or classes than folds need.
     """
-    needs = {"stratified": [by], "group": [by], "stratified_group": [by, stratify], "column": [by]}.get(kind, [])
-    for column in needs:
-        if column is None:
-            raise InputError(f"folds: kind {kind!r} needs {'by and stratify' if len(needs) > 1 else 'by'}: a column")
+    for column in _columns_needed(kind, by, stratify):
         if column not in table.columns:
             raise InputError(f"folds: the manifest has no column {column!r}; {nearest(column, table.columns)}")
         if table[column].null_count():
             ids = table.filter(table[column].is_null())["id"].to_list()
             raise InputError(f"folds: column {column!r} is empty for {first_few(ids)}")
     if kind == "column":
-        return _from_column(table, by, valid)
-    return _split(table, kind, n, by, stratify, seed)
+        return _from_column(table[by], valid)
+    folds = _split(table, kind, n, by, stratify, seed)
+    for fold in np.flatnonzero(np.bincount(folds, minlength=n) == 0):
+        raise InputError(f"folds: {kind} by {by!r} leaves fold {fold} of {n} without rows; choose a smaller n")
+    return folds
+
+
+def _columns_needed(kind: str, by: str | None, stratify: str | None) -> list[str]:
+    kinds = {"kfold": {}, "stratified": {"by": by}, "group": {"by": by}, "column": {"by": by}}
+    kinds["stratified_group"] = {"by": by, "stratify": stratify}
+    if kind not in kinds:
+        raise InputError(f"folds: unknown kind {kind!r}; {nearest(kind, kinds)}")
+    for argument, column in kinds[kind].items():
+        if column is None:
+            raise InputError(f"folds: kind {kind!r} needs {' and '.join(kinds[kind])}: {argument} is not given")
+    return list(kinds[kind].values())
 
 
 def _split(table, kind: Kind, n: int, by: str | None, stratify: str | None, seed: int) -> np.ndarray:
     from sklearn import model_selection
 
-    groups = table[by].to_numpy() if kind in ("group", "stratified_group") else None
+    groups = as_text(table[by]).to_numpy() if kind in ("group", "stratified_group") else None
     classes = {"stratified": by, "stratified_group": stratify}.get(kind)
-    classes = table[classes].cast(str).to_numpy() if classes else np.zeros(table.height)
+    classes = as_text(table[classes]).to_numpy() if classes else np.zeros(table.height)
     unit, count = (f"values of {by!r}", len(set(groups.tolist()))) if groups is not None else ("rows", table.height)
     if n < 2 or count < n:
         raise InputError(
@@ -61,6 +73,7 @@ def _split(table, kind: Kind, n: int, by: str | None, stratify: str | None, seed
     with warnings.catch_warnings():
         # A class with fewer rows than folds is spread as far as it goes: scikit-learn warns, the fold table shows it.
         warnings.filterwarnings("ignore", message="The least populated class")
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater than 50%")
         try:
             for fold, (_, rows) in enumerate(splitter.split(np.zeros(table.height), classes, groups)):
                 folds[rows] = fold
@@ -69,21 +82,25 @@ def _split(table, kind: Kind, n: int, by: str | None, stratify: str | None, seed
     return folds
 
 
-def _from_column(table, by: str, valid: list | None) -> np.ndarray:
-    column = table[by]
+def _from_column(column: "polars.Series", valid: list | None) -> np.ndarray:
     if valid is not None:
-        wanted = {str(value) for value in valid}
-        present = set(column.cast(str).unique().to_list())
+        names, wanted = as_text(column), {plain_text(value) for value in valid}
+        if not wanted:
+            raise InputError(f"folds: valid is empty; list the values of {column.name!r} to validate on")
+        present = set(names.unique().to_list())
         for value in sorted(wanted - present):
-            raise InputError(f"folds: no row has {by} = {value!r}; {nearest(value, present)}")
-        return np.where(column.cast(str).is_in(sorted(wanted)).to_numpy(), 0, TRAIN_ONLY)
+            raise InputError(f"folds: no row has {column.name} = {value!r}; {nearest(value, present)}")
+        return np.where(names.is_in(sorted(wanted)).to_numpy(), 0, TRAIN_ONLY)
     if not column.dtype.is_integer():
-        raise InputError(f"folds: column {by!r} holds {column.dtype}; whole numbers, or list its values in valid")
-    folds = column.to_numpy()
+        raise InputError(
+            f"folds: column {column.name!r} holds {column.dtype}; whole numbers, or list its values in valid"
+        )
+    folds = column.cast(int).to_numpy()
     present = sorted(set(folds[folds != TRAIN_ONLY].tolist()))
     if present != list(range(len(present))) or not present:
-        raise InputError(f"folds: column {by!r} holds {first_few(present)}; expected 0, 1, ... (-1: always trained on)")
-    return folds.astype(np.int64)
+        found = first_few(present) or "only -1"
+        raise InputError(f"folds: column {column.name!r} holds {found}; expected 0, 1, ... (-1: always trained on)")
+    return folds
 
 
 def fold_names(folds: np.ndarray, use: int | str) -> list[str]:

@@ -3,37 +3,52 @@
 | column | type | meaning |
 |---|---|---|
 | ``id`` | text | unique name of the row, in every prediction file and every error message |
-| ``path`` | text | an audio file, or a store folder when ``row`` is set; relative to the manifest's own folder, or absolute |
-| ``row`` | integer, optional | row of the store at ``path`` |
+| ``path`` | text | an audio file, or a store folder when ``row`` is set; absolute or relative to this table's folder |
+| ``row`` | integer >= 0, optional | row of the store at ``path``; empty where ``path`` is an audio file |
 | ``frames`` | integer > 0 | length of the time axis as stored: samples for audio, frames for features |
-| ``rate`` | integer, optional | frames per second of the stored array (Hz) |
-| ``weight`` | number, optional | weight of the row in the loss |
+| ``rate`` | integer > 0, optional | frames per second of the stored array (Hz) |
+| ``weight`` | number >= 0, optional | weight of the row in the loss |
 
 Every other column is free: targets (``text``, ``label``), groups (``speaker``), splits, folds.
 """
 
 import hashlib
+import io
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from seqformer.data.store import Store
 from seqformer.errors import InputError, first_few, nearest
 
 if TYPE_CHECKING:
     import polars
 
+REQUIRED = {"id": "text", "path": "text", "frames": "whole numbers"}
+OPTIONAL = {"row": "whole numbers", "rate": "whole numbers", "weight": "numbers"}
+
 
 def write_manifest(rows: "list[dict] | polars.DataFrame", path: str | Path) -> None:
-    """Check a table and write it as parquet, to a temporary name first. Raises InputError as ``check_manifest`` does."""
+    """Check a table and write it as parquet, whole or not at all. Raises InputError as ``check_manifest`` does."""
     import polars
 
     table = rows if isinstance(rows, polars.DataFrame) else polars.DataFrame(rows, infer_schema_length=None)
     path = Path(path)
     check_manifest(table, path)
+    content = io.BytesIO()
+    table.write_parquet(content)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    table.write_parquet(partial)
-    os.replace(partial, path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def read_manifest(path: str | Path, where: dict | None = None) -> "polars.DataFrame":
@@ -49,7 +64,7 @@ def read_manifest(path: str | Path, where: dict | None = None) -> "polars.DataFr
     try:
         table = polars.read_parquet(path)
     except Exception as error:  # polars raises many kinds; each means an unreadable file
-        raise InputError(f"{path} is not a readable parquet file: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{path} is not a readable parquet file: {' '.join(str(error).split())}") from error
     check_manifest(table, path)
     folder = path.parent.resolve()
     table = table.with_columns(polars.col("path").map_elements(lambda p: str(folder / p), return_dtype=polars.String))
@@ -58,65 +73,126 @@ def read_manifest(path: str | Path, where: dict | None = None) -> "polars.DataFr
 
 def select_rows(table: "polars.DataFrame", where: dict, path: str | Path) -> "polars.DataFrame":
     """Rows whose columns hold one of the given values. Raises InputError on an unknown column or value."""
-    import polars
-
+    keep = np.ones(table.height, dtype=bool)
     for column, value in where.items():
         if column not in table.columns:
             raise InputError(f"{path} has no column {column!r}; {nearest(column, table.columns)}")
-        wanted = [str(item) for item in (value if isinstance(value, list | tuple) else [value])]
-        present = set(table[column].cast(polars.String).unique().to_list())
+        wanted = [plain_text(item) for item in (value if isinstance(value, list | tuple) else [value])]
+        names = as_text(table[column])
+        present = set(names.drop_nulls().to_list())
         for item in wanted:
             if item not in present:
-                raise InputError(f"{path}: no row has {column} = {item!r}; {nearest(item, map(str, present))}")
-        table = table.filter(polars.col(column).cast(polars.String).is_in(wanted))
-    return table
+                raise InputError(f"{path}: no row has {column} = {item!r}; {nearest(item, present)}")
+        keep &= names.is_in(wanted).fill_null(False).to_numpy()
+    if not keep.any():
+        raise InputError(f"{path}: no row has all of {where}")
+    return table.filter(keep)
+
+
+def as_text(column: "polars.Series") -> "polars.Series":
+    """The values of a column as a config writes them. Raises InputError on lists and other values that have no name."""
+    import polars
+
+    if column.dtype.is_nested() or column.dtype in (polars.Object, polars.Binary):
+        raise InputError(f"column {column.name!r} holds {column.dtype}; expected text, numbers or true/false")
+    return column.cast(polars.String)
+
+
+def plain_text(value: Any) -> str:
+    """One value as ``as_text`` has it in a column."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def check_manifest(table: "polars.DataFrame", path: str | Path) -> None:
-    """Check schema, ids, lengths and files of a manifest that lies at ``path``. Raises InputError on the first fault."""
+    """Check schema, ids, lengths and files of a manifest that lies at ``path``. Raises InputError on the first fault.
+
+    Each message is one line that names the manifest and, for faults of rows, their ids and files.
+    """
     import polars
 
-    types = {"id": [polars.String], "path": [polars.String], "frames": polars.datatypes.group.INTEGER_DTYPES}
-    optional = {"row": polars.datatypes.group.INTEGER_DTYPES, "rate": polars.datatypes.group.INTEGER_DTYPES}
-    optional["weight"] = polars.datatypes.group.NUMERIC_DTYPES
-    for column, allowed in (types | optional).items():
-        if column not in table.columns:
-            if column in types:
-                raise InputError(
-                    f"{path}: column {column!r} is missing; found {', '.join(table.columns) or 'no columns'}"
-                )
-        elif table.height and table[column].dtype not in allowed:
-            raise InputError(f"{path}: column {column!r} holds {table[column].dtype}; expected {_type_name(column)}")
-    if not table.height:
-        raise InputError(f"{path}: the table has no rows")
-    for column in types:
-        if table[column].null_count():
-            rows = table[column].is_null().arg_true().to_list()
-            raise InputError(f"{path}: column {column!r} is empty in row {first_few(rows)}")
-    twice = table.filter(table["id"].is_duplicated())["id"].unique(maintain_order=True).to_list()
-    if twice:
-        raise InputError(f"{path}: duplicate id {first_few(twice)}")
-    short = table.filter(polars.col("frames") <= 0)
-    if short.height:
-        found = [f"{row['id']} has {row['frames']} ({row['path']})" for row in short.head(4).to_dicts()]
-        raise InputError(f"{path}: frames must be positive, but {first_few(found)}")
+    col = polars.col
+    _check_columns(table, path)
+    twice = table.filter(table["id"].is_duplicated())
+    if twice.height:
+        raise InputError(f"{path}: duplicate id {first_few(_named(twice.unique('id', maintain_order=True)))}")
+    tests = {"frames": (col("frames") <= 0, "positive"), "rate": (col("rate") <= 0, "positive")}
+    tests["row"] = (col("row") < 0, "0 or more, or empty for an audio file")
+    tests["weight"] = ((col("weight") < 0) | ~col("weight").cast(float).is_finite(), "a number, 0 or more")
+    for column, (fault, wanted) in tests.items():
+        bad = table.filter(fault) if column in table.columns else table.head(0)
+        if bad.height:
+            found = [f"{name} has {value}" for name, value in zip(_named(bad), bad[column], strict=True)]
+            raise InputError(f"{path}: {column} must be {wanted}, but {first_few(found)}")
     _check_files(table, Path(path))
 
 
+def _check_columns(table: "polars.DataFrame", path: str | Path) -> None:
+    """Raise InputError when a column is missing, has another type or is empty in a row (``row`` may be)."""
+    import polars
+
+    whole, number = polars.datatypes.group.INTEGER_DTYPES, polars.datatypes.group.NUMERIC_DTYPES
+    allowed = {"text": {polars.String}, "whole numbers": whole, "numbers": number}
+    for column in REQUIRED:
+        if column not in table.columns:
+            found = ", ".join(table.columns) or "no columns"
+            raise InputError(f"{path}: column {column!r} is missing; found {found}")
+    if not table.height:
+        raise InputError(f"{path}: the table has no rows")
+    for column, kind in (REQUIRED | OPTIONAL).items():
+        if column not in table.columns:
+            continue
+        values = table[column]
+        if values.dtype not in {*allowed[kind], polars.Null}:
+            raise InputError(f"{path}: column {column!r} holds {values.dtype}; expected {kind}")
+        empty = values.is_null() | (values == "" if values.dtype == polars.String else False)
+        if empty.any() and column != "row":
+            named = _named(table.filter(empty)) if column not in ("id", "path") else empty.arg_true().to_list()
+            raise InputError(f"{path}: column {column!r} is empty in row {first_few(named)}")
+
+
+def _named(rows: "polars.DataFrame") -> list[str]:
+    """``id (path)`` of some rows."""
+    return [f"{row_id} ({path})" for row_id, path in rows.select("id", "path").iter_rows()]
+
+
 def _check_files(table: "polars.DataFrame", path: Path) -> None:
-    # Each distinct path is looked at once: a store of a million rows is one folder.
+    """Raise InputError unless each path is there and is what its row says: a store if ``row`` is set, else a file."""
+    import polars
+
     folder = path.parent.resolve()
-    missing = [p for p in table["path"].unique(maintain_order=True).to_list() if not (folder / p).exists()]
-    if missing:
-        import polars
+    has_row = polars.col("row").is_not_null() if "row" in table.columns else polars.lit(False)
+    table = table.with_columns(_stored=has_row)
+    # Each distinct path is looked at once: a store of a million rows is one folder.
+    pairs = table.select("path", "_stored").unique(maintain_order=True)
+    faults = {place: fault for place, stored in pairs.iter_rows() if (fault := _file_fault(folder / place, stored))}
+    if faults:
+        rows = table.filter(polars.col("path").is_in(list(faults)))
+        named = [f"{name} {faults[place]}" for name, place in zip(_named(rows), rows["path"], strict=True)]
+        raise InputError(f"{path}: {len(faults)} files of {rows.height} rows cannot be read: {first_few(named)}")
+    for rows in table.filter("_stored").partition_by("path", maintain_order=True):
+        _check_store(rows, Store(folder / rows["path"][0]), path)
 
-        ids = table.filter(polars.col("path").is_in(missing)).head(4)
-        found = [f"{row['id']} ({row['path']})" for row in ids.to_dicts()]
-        raise InputError(f"{path}: {len(missing)} files are missing: {first_few(found)}")
+
+def _file_fault(place: Path, stored: bool) -> str:
+    if not place.exists():
+        return "is missing"
+    if place.is_dir() != stored:
+        return "is no store folder, though row is set" if stored else "is a folder, though row is empty"
+    return ""
 
 
-def _type_name(column: str) -> str:
-    return {"id": "text", "path": "text", "weight": "numbers"}.get(column, "whole numbers")
+def _check_store(rows: "polars.DataFrame", store: Store, path: Path) -> None:
+    """Raise InputError unless the store has each of the rows, at the length that the manifest says."""
+    numbers, lengths = rows["row"].to_numpy(), store.lengths()
+    inside = numbers < len(store)
+    found = np.where(inside, lengths[np.minimum(numbers, len(store) - 1)] if len(store) else -1, -1)
+    bad = rows.with_columns(_found=found).filter(found != rows["frames"].to_numpy())
+    if bad.height:
+        told = [
+            f"{name} has {frames} frames, the store {'no row ' + str(row) if there < 0 else there}"
+            for name, frames, row, there in zip(_named(bad), bad["frames"], bad["row"], bad["_found"], strict=True)
+        ]
+        raise InputError(f"{path}: {bad.height} rows differ from their store: {first_few(told)}")
 
 
 def manifest_hash(path: str | Path) -> str:

@@ -22,12 +22,13 @@ def plan_batches(
     """
     if not len(frames):
         raise InputError("no rows to make batches of")
+    frames = np.asarray(frames, dtype=np.int64)  # unsigned ones have no negatives to sort by
     if seed is None:
         order = np.argsort(-frames, kind="stable")
     else:
         rng = np.random.default_rng([*seed, epoch])
-        # 10 % of noise on the length: padding stays low, company changes with every epoch.
-        order = np.argsort(-frames * rng.uniform(0.95, 1.05, len(frames)), kind="stable")
+        # 6 % of noise on the length: it costs about 3 % of padding, and company changes with every epoch.
+        order = np.argsort(-frames * rng.uniform(0.97, 1.03, len(frames)), kind="stable")
     batches = _cut(order, frames, budget, max_items)
     if seed is not None:
         rng.shuffle(batches)

@@ -5,12 +5,13 @@ and the shape of one frame. Reading a row is a slice of the map; many workers sh
 """
 
 import json
-import os
-import shutil
+import math
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
+from seqformer.data.folder import replace_folder
 from seqformer.errors import InputError
 
 FORMAT = 1
@@ -20,46 +21,58 @@ class StoreWriter:
     """Append arrays (T, ...) of one frame shape; the finished folder is renamed into place when the block ends well.
 
     ``dtype`` is what is kept on disk: int16 for audio samples, float16 for features. An existing store is replaced
-    only by a finished one. Raises InputError when frame shapes differ.
+    only by a finished one; after a failure nothing is left. Raises InputError when frame shapes differ, when values do
+    not fit into ``dtype``, or when the folder holds something else than a store.
     """
 
     def __init__(self, folder: str | Path, dtype: str = "float16"):
-        self.folder, self.dtype = Path(folder), np.dtype(dtype)
-        self.partial = self.folder.with_name(f".{self.folder.name}.{os.getpid()}.partial")
+        self.folder, self.dtype = Path(folder), np.dtype(dtype).newbyteorder("=")
         self.frame_shape: tuple[int, ...] | None = None
         self.offsets = [0]
 
     def __enter__(self) -> "StoreWriter":
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
-        self._file = open(self.partial / "data.bin", "wb")
+        if self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / "store.json").is_file():
+            raise InputError(f"{self.folder} is not empty and is no store; a store would replace it")
+        with ExitStack() as stack:
+            self._partial = stack.enter_context(replace_folder(self.folder))
+            self._file = stack.enter_context(open(self._partial / "data.bin", "wb"))
+            self._stack = stack.pop_all()
         return self
 
     def add(self, array: np.ndarray) -> int:
         """Append one array (T, ...) and return its row number."""
+        array = np.atleast_1d(array)
+        row, shape = len(self.offsets) - 1, array.shape[1:]
         if self.frame_shape is None:
-            self.frame_shape = tuple(array.shape[1:])
-        if tuple(array.shape[1:]) != self.frame_shape:
+            self.frame_shape = shape
+        if shape != self.frame_shape:
             raise InputError(
-                f"store {self.folder}: row {len(self.offsets) - 1} has frames of shape {array.shape[1:]}, "
-                f"the rows before it {self.frame_shape}"
+                f"store {self.folder}: row {row} has frames of shape {shape}, the rows before it {self.frame_shape}"
             )
-        self._file.write(np.ascontiguousarray(array, dtype=self.dtype).tobytes())
+        self._file.write(self._converted(array, row).tobytes())
         self.offsets.append(self.offsets[-1] + len(array))
-        return len(self.offsets) - 2
+        return row
 
-    def __exit__(self, failure, *_) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        if failure is not None:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            return
-        np.save(self.partial / "offsets.npy", np.asarray(self.offsets, dtype=np.int64))
-        facts = {"format": FORMAT, "dtype": self.dtype.name, "frame_shape": list(self.frame_shape or ())}
-        (self.partial / "store.json").write_text(json.dumps(facts) + "\n")
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os.rename(self.partial, self.folder)
+    def _converted(self, array: np.ndarray, row: int) -> np.ndarray:
+        """The array in the stored dtype. A silent cast would turn float audio into zeros, large values into others."""
+        if array.dtype == self.dtype:
+            return array
+        with np.errstate(over="ignore", invalid="ignore"):
+            kept = array.astype(self.dtype)
+        exact = self.dtype.kind in "iub"
+        if not np.array_equal(kept, array) if exact else np.isinf(kept).sum() != np.isinf(array).sum():
+            raise InputError(f"store {self.folder}: row {row} ({array.dtype}) has values that {self.dtype} cannot hold")
+        return kept
+
+    def __exit__(self, failure, *rest) -> None:
+        if failure is None:
+            with self._stack:
+                self._file.close()
+                np.save(self._partial / "offsets.npy", np.asarray(self.offsets, dtype=np.int64))
+                facts = {"format": FORMAT, "dtype": self.dtype.name, "frame_shape": list(self.frame_shape or ())}
+                (self._partial / "store.json").write_text(json.dumps(facts) + "\n")
+        else:
+            self._stack.__exit__(failure, *rest)
 
 
 class Store:
@@ -72,17 +85,33 @@ class Store:
         self.folder = Path(folder)
         try:
             facts = json.loads((self.folder / "store.json").read_text())
-            self.offsets = np.load(self.folder / "offsets.npy", allow_pickle=False)
+            # Mapped: the offsets of a million rows are one copy for all workers.
+            self.offsets = np.load(self.folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
             self.dtype, self.frame_shape = np.dtype(facts["dtype"]), tuple(facts["frame_shape"])
             size = (self.folder / "data.bin").stat().st_size
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{self.folder} is not a readable store: {error}") from error
-        frame_bytes = self.dtype.itemsize * int(np.prod(self.frame_shape))
-        if size != int(self.offsets[-1]) * frame_bytes:
-            raise InputError(
-                f"store {self.folder}: data.bin has {size} bytes, its offsets speak of {self.offsets[-1] * frame_bytes}"
-            )
+            self._check(facts["format"])
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise InputError(f"{self.folder} is not a readable store: {error!r}") from error
+        wanted = int(self.offsets[-1]) * self.dtype.itemsize * math.prod(self.frame_shape)
+        if size != wanted:
+            raise InputError(f"store {self.folder}: data.bin has {size} bytes, its offsets speak of {wanted}")
         self._map: np.ndarray | None = None
+
+    def _check(self, form: object) -> None:
+        """Raise ValueError unless the facts describe numbers and the offsets only ever grow from 0."""
+        if form != FORMAT:
+            raise ValueError(f"format {form!r}, expected {FORMAT}")
+        if self.dtype.kind not in "iufb":
+            raise ValueError(f"dtype {self.dtype} is not one of numbers")
+        if not all(type(size) is int and size >= 0 for size in self.frame_shape):
+            raise ValueError(f"frame_shape {self.frame_shape}")
+        if self.offsets.ndim != 1 or self.offsets.dtype != np.int64 or not len(self.offsets):
+            raise ValueError("offsets.npy is not a list of whole numbers")
+        if self.offsets[0] != 0 or (np.diff(self.offsets) < 0).any():
+            raise ValueError("offsets.npy does not rise from 0")
+
+    def __reduce__(self):
+        return Store, (self.folder,)  # a worker maps the files itself: the map would travel as a copy of all data
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -96,7 +125,10 @@ class Store:
             raise InputError(f"store {self.folder}: row {row} of {len(self)}")
         if self._map is None:  # opened on first use, so that each worker maps the file itself
             shape = (int(self.offsets[-1]), *self.frame_shape)
+            empty = 0 in shape  # which cannot be mapped
             self._map = (
-                np.memmap(self.folder / "data.bin", self.dtype, "r", shape=shape) if shape[0] else np.empty(shape)
+                np.empty(shape, self.dtype)
+                if empty
+                else np.memmap(self.folder / "data.bin", self.dtype, "r", shape=shape)
             )
         return np.asarray(self._map[self.offsets[row] : self.offsets[row + 1]])

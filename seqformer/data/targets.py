@@ -1,18 +1,22 @@
 """From manifest columns to targets. What is fitted here knows the rows it was fitted on, and is refused elsewhere.
 
 A head names its target column; the column's type says what it is: text (with a ``text`` section in the config) ->
-units (U,), other text or a whole number -> a class number, a number -> a value, a list -> one class or value a frame (T,).
+units (U,), other text, a whole number or true/false -> a class number, a number -> a value, a list -> one class or
+value a frame (T,). A categorical column is always one of classes, so that a run with a ``text`` section can have both.
 Each kind has ``size`` (outputs of the head), ``axes`` (for collate), ``encode`` (column value -> array for the loss),
-``decode`` (the head's prediction -> what is written to files) and ``truth`` (column value -> what a metric compares to).
+``decode`` (the head's prediction -> what is written to files) and ``truth`` (column value -> what a metric compares
+to). An empty value is not scored (class -1, value NaN), in a list too; an empty text is an error.
 """
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from seqformer.data.manifest import as_text, plain_text
 from seqformer.data.text import Tokenizer, fit_tokenizer, load_tokenizer, unknown_symbols
 from seqformer.errors import InputError, first_few, nearest
 
@@ -21,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Classes:
-    """Class names, in order; a class number is a place in it."""
+    """Class names, in order; a class number is a place in it. Raises InputError on a name that is not among them."""
 
     axes = ""
 
@@ -30,7 +34,12 @@ class Classes:
         self.numbers = {name: number for number, name in enumerate(classes)}
 
     def encode(self, value: Any) -> np.ndarray:
-        return np.asarray(-1 if value is None else self.numbers.get(str(value), -1))
+        if value is None:
+            return np.asarray(-1)
+        name = plain_text(value)
+        if name not in self.numbers:
+            raise InputError(f"unknown class {name!r}; {nearest(name, self.classes)}")
+        return np.asarray(self.numbers[name])
 
     def truth(self, value: Any) -> int:
         return int(self.encode(value))
@@ -65,15 +74,23 @@ class Units:
 
 
 class Values:
-    """Numbers as they are; None is not scored. ``size`` is the number of values per item or frame."""
+    """Numbers as they are; None is not scored. ``size`` is the number of classes, or of values per item or frame."""
 
     def __init__(self, size: int, axes: str, whole: bool):
         self.size, self.axes, self.whole = size, axes, whole
 
     def encode(self, value: Any) -> np.ndarray:
+        """A number -> (), a list -> (T,) or (T, size); no list at all -> (0,) or (0, size), which collate fills."""
+        if not self.axes:
+            return np.asarray(value, dtype=np.float32)
+        frames = list(value if value is not None else [])
         if self.whole:
-            return np.asarray(value, dtype=np.int64)
-        return np.asarray(value, dtype=np.float32)
+            numbers = np.asarray(frames, dtype=np.float64)  # None becomes NaN
+            return np.where(np.isnan(numbers), -1, numbers).astype(np.int64)
+        if self.size > 1 or any(isinstance(frame, list) for frame in frames):
+            frames = [[None] * self.size if frame is None else frame for frame in frames]
+            return np.asarray(frames, dtype=np.float32).reshape(-1, self.size)
+        return np.asarray(frames, dtype=np.float32)
 
     def truth(self, value: Any) -> np.ndarray:
         return self.encode(value)
@@ -109,72 +126,110 @@ class Targets:
 
     @classmethod
     def from_json(cls, text: str) -> "Targets":
-        state, encoders = json.loads(text), {}
-        for name, found in state["encoders"].items():
-            if found["kind"] == "units":
-                encoders[name] = Units(load_tokenizer(found["tokenizer"]))
-            elif found["kind"] == "classes":
-                encoders[name] = Classes(found["classes"])
-            else:
-                encoders[name] = Values(found["size"], found["axes"], found["whole"])
-        return cls(encoders, state["fitted_on"])
+        """The Targets of a ``to_json()``. Raises InputError when the text is anything else."""
+        try:
+            state = json.loads(text)
+            encoders = {name: _load_encoder(found) for name, found in state["encoders"].items()}
+            return cls(encoders, state["fitted_on"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"damaged targets: {error}") from error
+
+
+def _load_encoder(state: dict) -> Classes | Units | Values:
+    if state["kind"] == "units":
+        return Units(load_tokenizer(state["tokenizer"]))
+    if state["kind"] == "classes":
+        return Classes(state["classes"])
+    if state["kind"] == "values":
+        return Values(state["size"], state["axes"], state["whole"])
+    raise InputError(f"unknown kind of target {state['kind']!r}; known: classes, units, values")
 
 
 def fit_targets(train: "polars.DataFrame", columns: list[str], text: dict | None, known: "polars.DataFrame") -> Targets:
     """Fit an encoder for each target column on the training rows of a fold.
 
-    ``text`` holds the keywords of fit_tokenizer, or is None. Class names alone come from all rows, ``known``: they
-    are the question, not something learned. Raises InputError naming the column, or the row and the character that
-    no unit stands for.
+    ``text`` holds the keywords of fit_tokenizer, or is None. Names and number of classes, and whether a text is there
+    at all, are seen on all rows, ``known``: they are the question, not something learned. Raises InputError naming the
+    column and what it holds, or the rows at fault.
     """
-    import polars
-
     encoders = {}
     for column in columns:
         if column not in train.columns:
             raise InputError(
                 f"the head's target {column!r} is no column of the manifest; {nearest(column, train.columns)}"
             )
-        dtype = train[column].dtype
-        if dtype == polars.String and text is not None:
-            encoders[column] = Units(_fit_text(train, column, text))
-        elif dtype == polars.String or dtype.is_integer():
-            encoders[column] = Classes(sorted(known[column].drop_nulls().cast(str).unique().to_list(), key=_natural))
-        elif dtype.is_nested():
-            encoders[column] = _frame_values(known, column)
-        else:
-            encoders[column] = Values(1, "", whole=False)
+        encoders[column] = _fit_column(train, column, text, known)
+    if text is not None and not any(isinstance(encoder, Units) for encoder in encoders.values()):
+        found = ", ".join(f"{column!r} ({train[column].dtype})" for column in columns)
+        raise InputError(f"the config has a text section, but no target holds text: {found}")
     return Targets(encoders, fingerprint(train["id"]))
 
 
-def _fit_text(train, column: str, text: dict) -> Tokenizer:
-    if train[column].null_count():
-        ids = train.filter(train[column].is_null())["id"].to_list()
+def _fit_column(train, column: str, text: dict | None, known) -> Classes | Units | Values:
+    import polars
+
+    values = known[column]
+    dtype = values.dtype
+    if values.null_count() == len(values):
+        raise InputError(f"column {column!r} is empty in every row")
+    if dtype == polars.String and text is not None:
+        return Units(_fit_text(train, column, text, known))
+    if dtype == polars.Enum:  # its order is meant, and so is a class without rows
+        return Classes(dtype.categories.to_list())
+    if dtype in (polars.String, polars.Categorical, polars.Boolean) or dtype.is_integer():
+        return Classes(sorted(as_text(values).drop_nulls().unique().to_list(), key=_natural))
+    if isinstance(dtype, polars.List | polars.Array):
+        return _fit_frames(known, column)
+    if dtype.is_numeric():
+        return Values(1, "", whole=False)
+    raise InputError(f"column {column!r} holds {dtype}; a target is text, a number, true/false or a list of numbers")
+
+
+def _fit_text(train, column: str, text: dict, known) -> Tokenizer:
+    if known[column].null_count():
+        ids = known.filter(known[column].is_null())["id"].to_list()
         raise InputError(f"column {column!r} is empty for {first_few(ids)}")
-    tokenizer = fit_tokenizer(text["kind"], train[column].to_list(), text["vocab"], text["alphabet"])
-    bad = [
-        f"{row_id} ({' '.join(symbols)!r})"
-        for row_id, value in train.select("id", column).iter_rows()
-        if (symbols := unknown_symbols(tokenizer, value))
-    ]
-    if bad:
+    texts = train[column].to_list()
+    tokenizer = fit_tokenizer(text["kind"], texts, text["vocab"], text["alphabet"])
+    if unknown_symbols(tokenizer, " ".join(texts)):
+        found = [(row_id, unknown_symbols(tokenizer, value)) for row_id, value in zip(train["id"], texts, strict=True)]
+        bad = [f"{row_id} ({' '.join(symbols)!r})" for row_id, symbols in found if symbols]
         raise InputError(f"column {column!r}: text outside the vocabulary in {len(bad)} rows: {first_few(bad)}")
     return tokenizer
 
 
-def _frame_values(known, column: str) -> Values:
-    inner = known[column].dtype.inner
-    if inner.is_integer():
-        return Values(int(known[column].explode().max()) + 1, "T", whole=True)
-    if inner.is_nested():
-        return Values(len(known[column][0][0]), "T", whole=False)
-    return Values(1, "T", whole=False)
+def _fit_frames(known, column: str) -> Values:
+    """What a list column holds for each frame: a class number, a value, or as many values as every other frame."""
+    import polars
+
+    frames = known.select("id", column).explode(column).drop_nulls()
+    dtype, values = frames[column].dtype, frames[column]
+    if dtype.is_integer():
+        bad = frames.filter(values.cast(int) < -1)
+        if bad.height or not frames.height or values.max() < 0:
+            ids = f": {first_few(bad['id'].unique(maintain_order=True))}" if bad.height else ""
+            raise InputError(f"column {column!r}: expected class numbers from 0 (-1 or empty: not scored){ids}")
+        return Values(int(values.max()) + 1, "T", whole=True)
+    if dtype.is_float():
+        return Values(1, "T", whole=False)
+    if not isinstance(dtype, polars.List | polars.Array) or not dtype.inner.is_numeric():
+        raise InputError(
+            f"column {column!r} holds {known[column].dtype}; expected numbers, or lists of them, per frame"
+        )
+    widths = values.list.len() if isinstance(dtype, polars.List) else values.arr.len()
+    width = int(widths.max() or 0)
+    bad = frames.filter(widths != width)
+    if bad.height or not width:
+        ids = f"; fewer in {first_few(bad['id'].unique(maintain_order=True))}" if bad.height else ""
+        raise InputError(f"column {column!r}: expected the same number of values in every frame, found {width}{ids}")
+    return Values(width, "T", whole=False)
 
 
 def _natural(name: str) -> tuple:
-    return (0, int(name), "") if name.lstrip("-").isdigit() else (1, 0, name)
+    """Numbers by value, then other names; the name itself settles ties such as 1 and 01."""
+    return (0, int(name), name) if re.fullmatch(r"-?\d+", name) else (1, 0, name)
 
 
 def fingerprint(ids: Iterable[str]) -> str:
     """SHA-256 of a set of row ids."""
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(sorted(ids)).encode()).hexdigest()

@@ -60,20 +60,21 @@ class BPE:
     """SentencePiece byte-pair units; ``model`` is the serialised SentencePiece model (data, not code)."""
 
     def __init__(self, model: bytes):
-        import sentencepiece
-
         self.model = model
-        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        try:
+            self.processor = _sentencepiece().SentencePieceProcessor(model_proto=model) if model else None
+        except RuntimeError as error:
+            raise InputError("the SentencePiece model of a tokenizer is damaged") from error
+        if self.processor is None:
+            raise InputError("the SentencePiece model of a tokenizer is empty")
         self.size = self.processor.get_piece_size()
 
     @classmethod
     def fit(cls, texts: list[str], vocab: int) -> "BPE":
         """``vocab`` pieces, the unknown one included. Raises InputError when the texts cannot give that many."""
-        import sentencepiece
-
-        model = io.BytesIO()
+        model, trainer = io.BytesIO(), _sentencepiece().SentencePieceTrainer
         try:
-            sentencepiece.SentencePieceTrainer.train(
+            trainer.train(
                 sentence_iterator=iter(texts), model_writer=model, model_type="bpe", vocab_size=vocab,
                 character_coverage=1.0, normalization_rule_name="identity", max_sentence_length=1 << 16,
                 unk_id=0, bos_id=-1, eos_id=-1, pad_id=-1, num_threads=1, minloglevel=2,
@@ -97,8 +98,26 @@ class BPE:
 Tokenizer = Characters | Words | BPE
 
 
-def fit_tokenizer(kind: Literal["chars", "words", "bpe"], texts: list[str], vocab: int, alphabet: str | None) -> Tokenizer:
-    """A tokenizer of the training texts; characters may be given as ``alphabet`` instead of being collected."""
+def _sentencepiece():
+    try:
+        import sentencepiece
+    except ImportError as error:
+        raise InputError("text.kind bpe needs sentencepiece: pip install 'seqformer[asr]'") from error
+    return sentencepiece
+
+
+def fit_tokenizer(
+    kind: Literal["chars", "words", "bpe"], texts: list[str], vocab: int, alphabet: str | None
+) -> Tokenizer:
+    """A tokenizer of the training texts; characters may be given as ``alphabet`` instead of being collected.
+
+    Raises InputError when the texts cannot give ``vocab`` pieces, or the alphabet is of no use or names one twice.
+    """
+    if alphabet and kind != "chars":
+        raise InputError(f"text.alphabet is for kind chars; found kind {kind!r}")
+    twice = sorted({symbol for symbol in alphabet or "" if alphabet.count(symbol) > 1})
+    if twice:
+        raise InputError(f"text.alphabet holds {' '.join(map(repr, twice))} twice")
     if kind == "bpe":
         return BPE.fit(texts, vocab)
     if kind == "words":
@@ -107,10 +126,14 @@ def fit_tokenizer(kind: Literal["chars", "words", "bpe"], texts: list[str], voca
 
 
 def load_tokenizer(state: dict) -> Tokenizer:
-    """The tokenizer of a ``state()``."""
+    """The tokenizer of a ``state()``. Raises InputError when it is not one."""
     if state["kind"] == "bpe":
         return BPE(base64.b64decode(state["model"]))
-    return Words(state["words"]) if state["kind"] == "words" else Characters(state["symbols"])
+    if state["kind"] == "words":
+        return Words(state["words"])
+    if state["kind"] == "chars":
+        return Characters(state["symbols"])
+    raise InputError(f"unknown kind of tokenizer {state['kind']!r}; known: bpe, chars, words")
 
 
 def unknown_symbols(tokenizer: Tokenizer, text: str) -> list[str]:

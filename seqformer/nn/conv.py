@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqformer.nn.mask import stride_mask, strided, zero_padding
+from seqformer.nn.mask import stride_mask, zero_padding
 from seqformer.nn.norm import MaskedBatchNorm
 
 
@@ -26,9 +26,7 @@ class DepthwiseConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        T = x.shape[1]
-        right = (strided(T, self.stride) - 1) * self.stride + self.kernel - T - self.left
-        x = F.pad(zero_padding(x, mask), (0, 0, self.left, max(right, 0)))
+        x = F.pad(zero_padding(x, mask), (0, 0, self.left, self.kernel - 1 - self.left))
         # A (B, T, C) tensor *is* a channels-last image of height 1: that layout has the fast kernels, with no copy.
         x_BC1T = x.transpose(1, 2).unsqueeze(2)
         y_BC1T = F.conv2d(x_BC1T, self.weight.unsqueeze(2), self.bias, stride=(1, self.stride), groups=x.shape[2])
@@ -80,5 +78,6 @@ class TimeRecovery(nn.Module):
         self.linear = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, kept: Tensor) -> Tensor:
-        # Project before repeating: the same numbers for half the work.
-        return self.linear(x).repeat_interleave(2, dim=1)[:, : kept.shape[1]] + kept
+        # Projected before repeating: the same numbers for half the work. Picked by index, because an exported model
+        # remembers of a repetition cut to length whether it was cut at all, and then takes odd or even T only.
+        return self.linear(x).index_select(1, torch.arange(kept.shape[1], device=x.device) // 2) + kept

@@ -2,8 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import ReduceOp, is_available, is_initialized
-from torch.distributed.nn.functional import all_reduce
+from torch.distributed import all_reduce, is_available, is_initialized
 
 from seqformer.nn.mask import zero_padding
 
@@ -42,17 +41,38 @@ class MaskedBatchNorm(nn.Module):
         return torch.addcmul((self.bias - mean * scale).to(x.dtype), x, scale.to(x.dtype))
 
     def _batch_statistics(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        # Two mat-vec products; centred on the running mean first, so that the difference of squares keeps its digits.
-        centred = zero_padding(x.float() - self.running_mean, mask).flatten(0, 1)
-        sums = torch.cat([centred.sum(dim=0), centred.square().sum(dim=0), mask.sum().float()[None]])
-        if is_available() and is_initialized():
-            sums = all_reduce(sums, ReduceOp.SUM)
+        x = zero_padding(x.float(), mask)
+        sums = _over_processes(torch.cat([x.sum(dim=(0, 1)), mask.sum().float()[None]]))
         count = sums[-1].clamp(min=1)
-        offset, square = (sums[:-1] / count).chunk(2)
-        mean, var = self.running_mean + offset, (square - offset.square()).clamp(min=0)
+        mean = sums[:-1] / count
+        # Centred on the mean itself: a difference of squares loses the digits of a small deviation beside a large
+        # mean. Detached, because the variance does not change with the point that is its minimum.
+        centred = zero_padding(x - mean.detach(), mask)
+        var = _over_processes(centred.square().sum(dim=(0, 1))) / count
         with torch.no_grad():
             pace = self.momentum * (sums[-1] > 0)
             unbiased = var * count / (count - 1).clamp(min=1)
-            self.running_mean.lerp_(mean.detach(), pace)
-            self.running_var.lerp_(unbiased.detach(), pace)
+            self.running_mean.lerp_(mean, pace)
+            self.running_var.lerp_(unbiased, pace)
         return mean, var
+
+
+class SumOverProcesses(torch.autograd.Function):
+    """Sum of a tensor over processes; its gradient is the sum of theirs. torch's own function for it is deprecated."""
+
+    @staticmethod
+    def forward(ctx, part: Tensor) -> Tensor:
+        total = part.clone()
+        all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        all_reduce(total)
+        return total
+
+
+def _over_processes(sums: Tensor) -> Tensor:
+    """Sum over the processes that train together, differentiable."""
+    return SumOverProcesses.apply(sums) if is_available() and is_initialized() else sums

@@ -3,6 +3,8 @@
 Both are functions of the distance i - j alone, so padding cannot change them.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,7 @@ def sinusoid_table(frames: int, dim: int, like: Tensor) -> Tensor:
     """
     distance = torch.arange(frames - 1, -frames, -1, device=like.device, dtype=torch.float32)
     channel = torch.arange(0, dim, 2, device=like.device, dtype=torch.float32)
-    angle = distance[:, None] * torch.exp(channel * (-torch.log(torch.tensor(10000.0)).item() / dim))
+    angle = distance[:, None] * torch.exp(channel * (-math.log(10000.0) / dim))
     table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :dim]
     return table.to(like.dtype)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -26,6 +27,7 @@ from seqformer.predict import (
     build_model,
     head_target,
     load_fold,
+    load_targets,
     main_head,
     make_dataset,
     predict_dataset,
@@ -35,6 +37,7 @@ from seqformer.predict import (
 from seqformer.registry import check
 from seqformer.train.log import RunLog
 from seqformer.train.loop import FoldJob, FoldTrainer, Position
+from seqformer.train.optim import check_optimizer
 
 if TYPE_CHECKING:
     import polars
@@ -56,7 +59,7 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
     """Train the folds that a config asks for, skipping finished ones, and return what metrics.json holds.
 
     Raises InputError on a faulty config or manifest, or a run folder made with another config or manifest, before
-    anything is written.
+    anything is written: the folder is made when the first fold is ready to train.
     """
     config = build_config(plain)
     check_parts(config)
@@ -65,9 +68,11 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
     folds = assign_folds(table, **kinds, seed=config.seed)
     splits = {name: split_rows(folds, name) for name in fold_names(folds, config.folds.use)}
     fabric = make_fabric(config.train)
-    folder = root / config.run
-    open_run(folder, plain, manifest_hash(config.data.manifest), accept_changes, fabric)
-    with RunLog(folder / "log.jsonl", quiet or fabric.global_rank > 0) as log:
+    folder, table_hash = root / config.run, manifest_hash(config.data.manifest)
+    if not accept_changes:
+        refuse_changes(folder, plain, table_hash)
+    first = fabric.global_rank == 0
+    with RunLog(folder / "log.jsonl" if first else None, quiet or not first) as log:
         log.say(f"{config.run}: {table.height} rows, folds {', '.join(splits)} of {folds.max() + 1}, in {folder}")
         for done, (name, (train, valid)) in enumerate(splits.items()):
             log.progress("folds", done, len(splits))
@@ -78,19 +83,37 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
             started = time.perf_counter()
             key = int(folds.max()) + 1 if name == "full" else int(name)
             job = prepare_fold(config, name, key, fold, table, train, valid, log)
+            if first:
+                fold.mkdir(parents=True, exist_ok=True)
+                write_file(folder / "manifest_hash", table_hash + "\n")
+                write_file(folder / "config.yaml", write_config(plain))
+                write_file(fold / "targets.json", job.targets.to_json())
             at = FoldTrainer(job, fabric).fit()
             finish_fold(job, fabric, at, time.perf_counter() - started)
         log.progress("folds", len(splits), len(splits))
-        return summarize(folder, config, log)
+        return summarize(folder, config, log, write=first)
 
 
 def make_fabric(train: Train) -> Fabric:
-    """Device, precision and strategy; where a launcher such as torchrun started several processes, their group."""
+    """Device, precision and strategy; where a launcher such as torchrun started several processes, their group.
+
+    The launcher's number of processes then counts, not ``train.devices``. Raises InputError when the machine has no
+    such device.
+    """
     if train.threads:
         torch.set_num_threads(train.threads)
-    fabric = Fabric(
-        accelerator=train.device, strategy=train.strategy, devices=train.devices, precision=PRECISION[train.precision]
-    )
+    devices = int(os.environ.get("LOCAL_WORLD_SIZE", train.devices))
+    nodes = int(os.environ.get("WORLD_SIZE", devices)) // devices if "LOCAL_WORLD_SIZE" in os.environ else 1
+    try:
+        fabric = Fabric(
+            accelerator=train.device,
+            strategy=train.strategy,
+            devices=devices,
+            num_nodes=nodes,
+            precision=PRECISION[train.precision],
+        )
+    except (RuntimeError, ValueError) as error:
+        raise InputError(f"config: train.device, devices or strategy: {' '.join(str(error).split())}") from error
     fabric.launch()
     return fabric
 
@@ -111,32 +134,34 @@ def check_parts(config: Run) -> None:
                 key: value for key, value in part.items() if key not in ("name", *(["weight"] * (kind == "head")))
             }
             check(kind, part["name"], arguments, f"config: {kind}", passed)
+    check_optimizer(config.optim.name)
 
 
-def open_run(folder: Path, plain: dict[str, Any], table_hash: str, accept_changes: bool, fabric: Fabric) -> None:
-    """Make the run folder, or check that it was made with this config and manifest."""
-    known = folder / "config.yaml"
-    if known.exists() and not accept_changes:
-        changed = differing_keys(read_config(known), plain)
-        if changed:
-            raise InputError(
-                f"{folder} was made with another config: {first_few(changed, 5)} differ; "
-                "choose another run name, or pass --accept-changes"
-            )
-        if (folder / "manifest_hash").read_text().strip() != table_hash:
-            raise InputError(f"{folder} was made with another {plain['data']['manifest']}; choose another run name")
-    if fabric.global_rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(folder / "manifest_hash", table_hash + "\n")
-        write_file(known, write_config(plain))
-    fabric.barrier()
+def trained(folder: Path) -> bool:
+    """Whether anything in a fold's folder took time to make."""
+    return (folder / "done.json").exists() or any(folder.glob("last*/state.json"))
+
+
+def refuse_changes(folder: Path, plain: dict[str, Any], table_hash: str) -> None:
+    """Raise InputError when a run has trained with another config or manifest."""
+    if not any(trained(path.parent) for path in folder.glob("*/targets.json")):
+        return
+    changed = differing_keys(read_config(folder / "config.yaml"), plain)
+    if changed:
+        raise InputError(
+            f"{folder} was made with another config: {first_few(changed, 5)} differ; "
+            "choose another run name, or pass --accept-changes"
+        )
+    if (folder / "manifest_hash").read_text().strip() != table_hash:
+        raise InputError(f"{folder} was made with another {plain['data']['manifest']}; choose another run name")
 
 
 def differing_keys(first: Any, second: Any, prefix: str = "") -> list[str]:
-    """Dotted keys in which two plain configs differ, those of FREE left out."""
-    if isinstance(first, dict) and isinstance(second, dict):
-        keys = sorted(set(first) | set(second))
-        return [found for key in keys for found in differing_keys(first.get(key), second.get(key), f"{prefix}{key}.")]
+    """Dotted keys in which two plain configs differ, those of FREE left out; a section not given is an empty one."""
+    one, two = ({} if side is None else side for side in (first, second))
+    if isinstance(one, dict) and isinstance(two, dict):
+        keys = sorted(set(one) | set(two))
+        return [found for key in keys for found in differing_keys(one.get(key), two.get(key), f"{prefix}{key}.")]
     key = prefix.rstrip(".")
     return [] if first == second or key in FREE else [key]
 
@@ -151,17 +176,14 @@ def prepare_fold(
     valid: np.ndarray,
     log: RunLog,
 ) -> FoldJob:
-    """Fit the targets on the fold's training rows, and make its model and datasets."""
+    """Fit the targets on the fold's training rows, and make its model and datasets; nothing is written."""
     train_rows, valid_rows = keep_short(table[train], config, name, log), table[valid]
     columns = list(dict.fromkeys(head_target(part) for part in head_parts(config.head).values()))
-    known = folder / "targets.json"
-    if known.exists():
-        targets = Targets.from_json(known.read_text())
+    if trained(folder):
+        targets = load_targets(folder)
         targets.require_fitted_on(train_rows["id"])
     else:
         targets = fit_targets(train_rows, columns, asdict(config.text) if config.text else None, table)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_file(known, targets.to_json())
     report_unknown(targets, valid_rows, name, log)
     torch.manual_seed(draw_seed(config.seed, key))
     model = build_model(config, targets)
@@ -172,8 +194,8 @@ def prepare_fold(
     plan = plan_batches(frames, frame_budget(config.data, data.rate), config.data.max_items, [config.seed, key])
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.say(
-        f"fold {name}: {len(data)} examples to train on, {len(valid_rows)} rows to validate on, {parameters:,} parameters, "
-        f"{len(plan)} batches an epoch, padding {padding_share(frames, plan):.1%}"
+        f"fold {name}: {len(data)} examples to train on, {len(valid_rows)} rows to validate on, "
+        f"{parameters:,} parameters, {len(plan)} batches an epoch, padding {padding_share(frames, plan):.1%}"
     )
     held_out = make_dataset(config, valid_rows, targets, rate) if len(valid) else None
     return FoldJob(config, name, key, folder, model, targets, data, held_out, log)
@@ -240,7 +262,7 @@ def write_table(table: "polars.DataFrame", path: Path) -> None:
     write_file(path, content.getvalue())
 
 
-def summarize(folder: Path, config: Run, log: RunLog) -> dict[str, Any]:
+def summarize(folder: Path, config: Run, log: RunLog, write: bool = True) -> dict[str, Any]:
     """Put the finished folds together: oof.parquet, metrics.json and the fold table.
 
     The out-of-fold score is the metric over all validated rows at once, each counted exactly once.
@@ -262,8 +284,10 @@ def summarize(folder: Path, config: Run, log: RunLog) -> dict[str, Any]:
             [np.asarray(v) if isinstance(v, list) else v for v in table[c].to_list()] for c in ("prediction", "truth")
         )
         found["out_of_fold"] = score(config.metric, predictions, truth)
-        write_table(table, folder / "oof.parquet")
-    write_file(folder / "metrics.json", json.dumps(found, indent=1) + "\n")
+        if write:
+            write_table(table, folder / "oof.parquet")
+    if write:
+        write_file(folder / "metrics.json", json.dumps(found, indent=1) + "\n")
     rows = [
         [f["fold"], str(f.get("rows", "")), f"{f[name]:.4f}" if name in f else "", f"{f['seconds']:.0f}"] for f in done
     ]

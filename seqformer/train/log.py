@@ -11,12 +11,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from seqformer.checkpoint import write_file
+
 
 class RunLog:
-    """Lines and bars of a run; a context manager. ``quiet`` keeps the file and drops the rest (other ranks, tests)."""
+    """Lines and bars of a run; a context manager. ``quiet`` keeps the file and drops the rest; no ``path``, no file.
 
-    def __init__(self, path: Path, quiet: bool = False):
-        self.path, self.quiet = path, quiet
+    The file is made by its first line, so that a run refused before has none.
+    """
+
+    def __init__(self, path: Path | None, quiet: bool = False):
+        self.path, self.file = path, None
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
         columns += [TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
@@ -24,17 +29,39 @@ class RunLog:
         self.tasks: dict[str, Any] = {}
 
     def __enter__(self) -> "RunLog":
-        self.file = open(self.path, "a", buffering=1)
         self.bar.start()
         return self
 
     def __exit__(self, *_) -> None:
         self.bar.stop()
-        self.file.close()
+        self._close()
+
+    def _close(self) -> None:
+        if self.file is not None:
+            self.file.close()
+        self.file = None
 
     def record(self, **values: Any) -> None:
-        """One JSON line."""
-        self.file.write(json.dumps(values) + "\n")
+        """One JSON line; what is not finite becomes null, for JSON has no word for it."""
+        if self.path is None:
+            return
+        if self.file is None:
+            self.file = open(self.path, "a", buffering=1)  # noqa: SIM115  open as long as the run
+        plain = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()
+        }
+        self.file.write(json.dumps(plain) + "\n")
+
+    def forget(self, fold: str, step: int) -> None:
+        """Drop the lines of a fold beyond the step it resumes from, and a last line that a kill cut short."""
+        if self.path is None or not self.path.exists():
+            return
+        text = self.path.read_text(errors="replace")
+        kept = "".join(line + "\n" for line in text.splitlines() if _holds(line, fold, step))
+        if kept != text:
+            self._close()
+            write_file(self.path, kept)
 
     def say(self, line: str) -> None:
         """One line for a person."""
@@ -63,19 +90,12 @@ class RunLog:
         self.console.print(table)
 
 
-def drop_records_after(path: Path, fold: str, step: int) -> None:
-    """Forget the lines of a fold beyond the step it resumes from, and a last line a kill cut short."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if record.get("fold") != fold or record.get("step", 0) <= step:
-            kept.append(line + "\n")
-    path.write_text("".join(kept))
+def _holds(line: str, fold: str, step: int) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    return record.get("fold") != fold or record.get("step", 0) <= step
 
 
 class Meter:
@@ -84,17 +104,19 @@ class Meter:
     def __init__(self):
         self.sums: dict[str, float] = {}
         self.notes: dict[str, float | None] = {}
-        self.steps = 0
+        self.steps, self.skipped = 0, 0
         self.last: dict[str, float] = {}
         self.start = time.perf_counter()
 
     def add(self, **values: float) -> None:
-        """The values of one step; a step without a finite gradient counts for nothing."""
+        """The values of one step; one without a finite gradient is counted apart."""
         self.last = values
-        if math.isfinite(values["grad_norm"]):
-            self.steps += 1
-            for name, value in values.items():
-                self.sums[name] = self.sums.get(name, 0.0) + value
+        if not math.isfinite(values["grad_norm"]):
+            self.skipped += 1
+            return
+        self.steps += 1
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
 
     def note(self, **values: float | None) -> None:
         self.notes |= values
@@ -110,6 +132,8 @@ class Meter:
         parts += [f"{name} {self.mean(name):.1%}" for name in ("padding", "wait", "mfu")]
         if self.sums.get("infeasible"):
             parts.append(f"infeasible {self.sums['infeasible']:.0f}")
+        if self.skipped:
+            parts.append(f"skipped {self.skipped} steps")
         return "  ".join([*parts, f"{time.perf_counter() - self.start:.1f} s"])
 
 

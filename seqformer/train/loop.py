@@ -14,19 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch.utils.data import DataLoader
 
 from seqformer import checkpoint
-from seqformer.batch import Batch, collate
+from seqformer.batch import Batch
 from seqformer.config import Run
 from seqformer.data.dataset import draw_seed
+from seqformer.data.loader import load_batches
 from seqformer.data.sampler import frame_budget, plan_batches
 from seqformer.data.targets import Targets
 from seqformer.errors import InputError, first_few
 from seqformer.model import SequenceModel
 from seqformer.predict import main_head, predict_dataset, score, truth_of
 from seqformer.registry import lookup
-from seqformer.train.log import Meter, RunLog, drop_records_after
+from seqformer.train.log import Meter, RunLog
 from seqformer.train.optim import averaged, learning_rate, make_optimizer
 from seqformer.train.throughput import matmul_speed, model_flops
 
@@ -69,6 +69,9 @@ class FoldTrainer:
         self.model, self.optimizer = fabric.setup(job.model, make_optimizer(job.model, job.config.optim))
         self.average = averaged(job.model, job.config.train.ema) if job.config.train.ema else None
         self.at = Position()
+        saved = job.model.state_dict().keys()
+        self.buffers = [buffer for name, buffer in job.model.named_buffers() if name in saved]
+        self.before = [buffer.clone() for buffer in self.buffers]  # as they were before the running step
         self.budget = frame_budget(self.config.data, job.train.rate)
         self.ceiling, self.flops = 0.0, (0.0, 0.0)
 
@@ -76,6 +79,11 @@ class FoldTrainer:
     def eval_model(self) -> SequenceModel:
         """The weights to use: the averaged ones where there are."""
         return self.average.module if self.average else self.job.model
+
+    @property
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """The loss scaler of fp16."""
+        return getattr(self.fabric.strategy.precision, "scaler", None)
 
     def fit(self) -> Position:
         """Train to the end of the last epoch, or until patience runs out."""
@@ -106,6 +114,8 @@ class FoldTrainer:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
         torch.manual_seed(draw_seed(self.config.seed, self.job.key, self.at.epoch, self.at.batch, fabric.global_rank))
+        if self.buffers:
+            torch._foreach_copy_(self.before, self.buffers)
         items, loss, infeasible = self.all_ranks(sum(float(batch.weight.sum()) for batch in group)), 0.0, 0
         for index, batch in enumerate(group):
             batch = batch.to(fabric.device)
@@ -125,9 +135,12 @@ class FoldTrainer:
         }  # fmt: skip
 
     def update(self, group: list[Batch], norm: float) -> None:
-        """Move the weights, unless the gradient is not finite: then skip and name the batch, and stop if it goes on."""
+        """Move the weights, unless the gradient is not finite: then skip and name the batch, and stop if it goes on.
+
+        A skipped step leaves nothing behind, in the running statistics of a BatchNorm neither.
+        """
         finite = math.isfinite(norm)
-        if finite or self.config.train.precision == "fp16":  # fp16: the loss scaler skips, and learns from it
+        if finite or self.scaler:  # the loss scaler of fp16 skips by itself, and learns from it
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if finite:
@@ -135,12 +148,26 @@ class FoldTrainer:
             if self.average:
                 self.average.update_parameters(self.job.model)
             return
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.before)
         self.at.skipped += 1
-        ids = first_few([row_id for batch in group for row_id in batch.ids], 5)
-        line = f"fold {self.job.name}, step {self.at.step}: gradient norm {norm}; step skipped; batch: {ids}"
+        ids, step = self.suspects(group), self.at.step + 1
+        self.job.log.record(fold=self.job.name, epoch=self.at.epoch, step=step, skipped=ids)
+        line = f"fold {self.job.name}, step {step}: gradient norm {norm}; step skipped; batch: {first_few(ids, 5)}"
         if self.at.skipped >= MOST_SKIPPED:
             raise InputError(f"{line}; {self.at.skipped} steps in a row: lower optim.lr, or look at these rows")
         self.job.log.say(line)
+
+    def suspects(self, group: list[Batch]) -> list[str]:
+        """Row ids of a group of batches, of all processes, those with an input that is not finite first."""
+        blame = {}
+        for batch in group:
+            for index, row_id in enumerate(batch.ids):
+                blame[row_id] = all(bool(tensor[index].isfinite().all()) for tensor in batch.inputs.values())
+        shares = [blame] * self.fabric.world_size
+        if len(shares) > 1:
+            torch.distributed.all_gather_object(shares, blame)
+        return sorted((blame := {k: v for share in shares for k, v in share.items()}), key=blame.__getitem__)
 
     def measured(self, group: list[Batch], waited: float, start: float) -> dict[str, float]:
         """Frames per second, padding share, loader wait and MFU of a step that began at ``start``."""
@@ -166,9 +193,7 @@ class FoldTrainer:
         epoch, size = self.at.epoch, self.config.train.accumulate
         keys = [[(epoch, int(row)) for row in batch] for batch in batches[self.at.batch :]]
         on_gpu, workers = self.fabric.device.type == "cuda", self.config.data.workers
-        loader = iter(
-            DataLoader(self.job.train, batch_sampler=keys, collate_fn=collate, num_workers=workers, pin_memory=on_gpu)
-        )
+        loader = load_batches(self.job.train, keys, workers, pin_memory=on_gpu)
         for first in range(0, len(keys), size):
             start = time.perf_counter()
             group = [next(loader) for _ in keys[first : first + size]]
@@ -189,7 +214,7 @@ class FoldTrainer:
         job.log.record(fold=job.name, epoch=at.epoch - 1, step=at.step, valid_loss=loss, **{name: value})
         meter.note(valid=loss, **{name: value})
         sign = -1 if lookup("metric", name).higher_is_better else 1
-        if at.best is None or sign * value < sign * at.best:
+        if at.best is None or math.isnan(at.best) or sign * value < sign * at.best:
             at.best, at.best_epoch = value, at.epoch
             if train.select == "best":
                 self.save("best")
@@ -202,35 +227,42 @@ class FoldTrainer:
             return
         optim, plain = checkpoint.flatten_optimizer(self.optimizer)
         tensors = {f"optim.{key}": value for key, value in optim.items()}
-        state = {**asdict(self.at), "fold": self.job.name, "optim": plain, "targets": self.job.targets.fitted_on}
+        state = {**asdict(self.at), "fold": self.job.name, "targets": self.job.targets.fitted_on}
+        state |= {"world": self.fabric.world_size, "optimizer": self.config.optim.name, "optim": plain}
+        state["averages"] = int(self.average.n_averaged) if self.average else 0
         if self.average:
             tensors |= {f"raw.{key}": value for key, value in self.job.model.state_dict().items()}
-            state["averages"] = int(self.average.n_averaged)
-        scaler = getattr(self.fabric.strategy.precision, "scaler", None)
-        state["scaler"] = scaler.state_dict() if scaler else {}
+        state["scaler"] = self.scaler.state_dict() if self.scaler else {}
         checkpoint.save_checkpoint(self.job.folder / name, self.eval_model.state_dict(), tensors, state)
 
     def resume(self) -> None:
         """Take up the newest checkpoint of this fold that verifies, if there is one."""
         folder = self.job.folder / "last"
-        state = checkpoint.find_checkpoint(folder)
-        drop_records_after(self.job.log.path, self.job.name, state["step"] if state else -1)
+        if self.fabric.global_rank == 0:  # the one that may move folders
+            checkpoint.find_checkpoint(folder)
+        self.fabric.barrier()
+        state = checkpoint.verify(folder)
+        self.job.log.forget(self.job.name, state["step"] if state else -1)
         if state is None:
             return
         if state["targets"] != self.job.targets.fitted_on:
             raise InputError(f"{folder} was trained on other rows than fold {self.job.name} has now")
         model, rest = checkpoint.load_weights(folder), checkpoint.load_weights(folder, "optim.safetensors")
         raw = {key.removeprefix("raw."): value for key, value in rest.items() if key.startswith("raw.")}
-        self.job.model.load_state_dict(raw or model)
+        checkpoint.put_weights(self.job.model, raw or model, folder)
+        if state["optimizer"] != self.config.optim.name:
+            raise InputError(f"{folder} holds the state of optim.name: {state['optimizer']}")
         if self.average:
             self.average.module.load_state_dict(model)
             self.average.n_averaged.fill_(state["averages"])
         optim = {key.removeprefix("optim."): value for key, value in rest.items() if key.startswith("optim.")}
         checkpoint.restore_optimizer(self.optimizer, optim, state["optim"])
-        if state["scaler"]:
-            self.fabric.strategy.precision.scaler.load_state_dict(state["scaler"])
+        if self.scaler and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
         for key in asdict(self.at):
             setattr(self.at, key, state[key])
+        # Another number of processes: the same share of the epoch is done, to within a step.
+        self.at.batch = self.at.batch * state["world"] // self.fabric.world_size
         self.job.log.say(f"fold {self.job.name}: resumed at epoch {self.at.epoch}, step {self.at.step}")
 
     def all_ranks(self, value: float) -> float:

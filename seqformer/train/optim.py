@@ -8,13 +8,21 @@ from torch.optim.swa_utils import AveragedModel
 
 from seqformer.config import Optim
 from seqformer.errors import InputError, nearest
+from seqformer.timm_import import import_timm
+
+# timm optimisers, by class, that this loop cannot run.
+UNFIT = {
+    "Adahessian": "needs second derivatives, which the loop does not compute",
+    "Kron": "draws random numbers of its own, which no checkpoint holds",
+}
 
 
 def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
     """AdamW of torch, or a timm optimiser by name; no weight decay on norms, biases and scales (one-axis parameters).
 
-    Raises InputError on a name timm does not know.
+    ``betas`` go to every optimiser that has two. Raises InputError as ``check_optimizer`` does.
     """
+    check_optimizer(config.name)
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
@@ -22,13 +30,30 @@ def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
     ]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-9)
-    from seqformer.timm_import import import_timm
+    optim = import_timm().optim
+    facts = optim.get_optimizer_info(config.name)
+    given = {"betas": config.betas} if facts.has_betas and facts.num_betas == 2 else {}
+    try:
+        return optim.create_optimizer_v2(groups, config.name, config.lr, config.weight_decay, **given)
+    except (AssertionError, ImportError, ValueError) as error:  # another library or a GPU is missing, or a bad value
+        raise InputError(f"optim.name: {config.name} cannot be used here: {error}") from error
 
-    timm = import_timm()
-    known = timm.optim.list_optimizers()
-    if config.name not in known:
-        raise InputError(f"optim.name: found {config.name!r}; {nearest(config.name, known)}")
-    return timm.optim.create_optimizer_v2(groups, opt=config.name, lr=config.lr, weight_decay=config.weight_decay)
+
+def check_optimizer(name: str) -> None:
+    """Raise InputError on a name that neither torch's AdamW nor a timm optimiser fit for this loop has."""
+    if name == "adamw":
+        return
+    optim = import_timm().optim
+    known = [known for known in optim.list_optimizers() if _class_name(optim, known) not in UNFIT]
+    if name in optim.list_optimizers() and name not in known:
+        raise InputError(f"optim.name: {name} {UNFIT[_class_name(optim, name)]}")
+    if name not in known:
+        raise InputError(f"optim.name: found {name!r}; {nearest(name, known)}")
+
+
+def _class_name(optim, name: str) -> str:
+    found = optim.get_optimizer_info(name).opt_class
+    return found if isinstance(found, str) else found.__name__
 
 
 def learning_rate(share: float, config: Optim) -> float:
@@ -61,6 +86,9 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
 
     @torch.no_grad()
     def update(average: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor | int) -> None:
+        if not average[0].is_floating_point():  # a counter, such as BatchNorm1d's
+            torch._foreach_copy_(average, current)
+            return
         pace = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
         torch._foreach_lerp_(average, current, pace)
 

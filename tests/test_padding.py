@@ -1,0 +1,326 @@
+"""P1: padding never changes a result, alone or in a batch, in eval and train mode, for every registered combination."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from seqformer.batch import Batch
+from seqformer.frontends.audio import SpecAugment
+from seqformer.model import create_model
+from seqformer.nn.mask import lengths_of, mask_of, strided
+from seqformer.registry import lookup, names
+
+torch.set_num_threads(1)
+
+TOLERANCE = 1e-5
+HOP = 40  # samples; at 4 kHz, with mel bins and widths small enough for hundreds of models
+CHANNELS = 6
+FILLS = {"zeros": 0.0, "noise": None, "nan": float("nan"), "huge": 1e38}
+MIXES = [(48,), (1, 40), (23, 22, 21), (64, 3, 17), (31, 32, 33, 1)]  # frames per item
+TRAIN_FILLS = ["noise", "nan", "huge", "zeros", "noise"]  # one per mix: a train case costs four eval cases
+
+LOGMEL = dict(rate=4000, mels=12)
+FRONTENDS = {
+    "logmel": [LOGMEL | {"normalize": kind} for kind in ("utterance", "bin", "none")],
+    "dense": [{"channels": CHANNELS, "normalize": kind} for kind in ("none", "item")],
+}
+HEADS = {
+    "classify": [{"pooling": "mean", "smoothing": 0.1}, {"pooling": "attention"}],
+    "ctc": [{}],
+    "framewise": [{"loss": "classes"}, {"loss": "mae"}, {"loss": "mse"}],
+}
+POSITIONS, STEMS = ("xl", "rotary", "none"), ("depthwise_conv2d", "conv2d", "linear")
+CLASSES = {
+    "squeezeformer": dict(depth=3, reduce_at=1, recover_at=2, kernel=5),
+    "conformer": dict(depth=2, kernel=4, input_norm=True),
+}
+SMALL = dict(dim=12, heads=2, ff_factor=2, dropout=0.0)
+
+
+def registered(kind: str) -> list[str]:
+    """The library's own names; a competition's or another test's are not ours to check."""
+    return [name for name in names(kind) if lookup(kind, name).__module__.startswith("seqformer.")]
+
+
+PRESETS = [name for name in registered("backbone") if hasattr(lookup("backbone", name), "preset_of")]
+FRONTS = [{"name": name} | keywords for name, cases in FRONTENDS.items() for keywords in cases]
+BACKBONES = [
+    {"name": name, "positions": positions, "stem": stem} | SMALL | keywords
+    for (name, keywords), positions, stem in itertools.product(CLASSES.items(), POSITIONS, STEMS)
+]
+
+
+def title(part: dict) -> str:
+    return "-".join([part["name"], *(str(part[key]) for key in ("normalize", "positions", "stem") if key in part)])
+
+
+def make_model(frontend: dict, backbone: dict, seed: int = 0):
+    """A model with every head, its biases, running statistics and position biases moved off their trivial values."""
+    torch.manual_seed(seed)
+    heads = {
+        f"{name}{number}": {"name": name, "vocab": 1 if keywords.get("loss") in ("mae", "mse") else 4} | keywords
+        for name, cases in HEADS.items()
+        for number, keywords in enumerate(cases)
+    }
+    for key in heads:
+        heads[key] |= {"target": key, "weight": 0.5 + len(key) % 3}
+    model = create_model(frontend, backbone, heads)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 1 or "bias" in name:
+                parameter += 0.2 * torch.randn_like(parameter)
+            elif name.startswith("backbone.stem") or name.endswith("conv.depthwise.weight"):
+                parameter *= 3  # frames that hardly differ would measure the rounding of BatchNorm, not padding
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_()
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 2.0)
+    return model
+
+
+def make_items(model, mix: tuple[int, ...], seed: int = 1) -> list[dict]:
+    """Items of a mix: raw input x (T, ...) and targets for every head, all a function of the seed."""
+    rng, items = np.random.default_rng(seed), []
+    audio = hasattr(model.frontend, "hop")
+    for frames in mix:
+        length = frames * HOP - int(rng.integers(HOP)) if audio else frames
+        x = rng.normal(0, 0.1 if audio else 1, (length,) if audio else (length, CHANNELS)).astype(np.float32)
+        if not audio and frames > 5:
+            x[2, 1] = np.nan  # a missing value is no padding
+        out = strided(frames, model.backbone.stride)
+        targets = {}
+        for key, head in model.heads.items():
+            vocab = head.linear.out_features
+            if key.startswith("classify"):
+                targets[key] = rng.integers(vocab)
+            elif key.startswith("ctc"):
+                targets[key] = rng.integers(1, vocab, rng.integers(out // 2 + 1))
+            elif head.kind == "classes":
+                targets[key] = rng.integers(-1, vocab, out)
+            else:
+                targets[key] = np.where(rng.random((out, vocab)) < 0.2, np.nan, rng.normal(size=(out, vocab)))
+        items.append({"x": x, "targets": targets, "weight": rng.uniform(0.5, 2.0)})
+    return items
+
+
+def make_batch(model, items: list[dict], extra: int = 0, fill: str = "zeros") -> Batch:
+    """Pad items with ``fill`` to the longest plus ``extra`` frames, as collate does with zeros."""
+    lengths = torch.tensor([len(item["x"]) for item in items])
+    hop = model.frontend.hop if hasattr(model.frontend, "hop") else 1
+    size = int(lengths.max()) + extra * hop
+    x = torch.full((len(items), size, *items[0]["x"].shape[1:]), 0.0 if FILLS[fill] is None else FILLS[fill])
+    if FILLS[fill] is None:
+        x = 10 * torch.randn(x.shape, generator=torch.Generator().manual_seed(size))
+    for row, item in enumerate(items):
+        x[row, : len(item["x"])] = torch.from_numpy(item["x"])
+    out, targets = strided(strided(size, hop), model.backbone.stride), {}
+    for key in model.heads:
+        values = [torch.as_tensor(item["targets"][key]) for item in items]
+        if values[0].dim() == 0:
+            targets[key] = torch.stack(values)
+            continue
+        longest = max(map(len, values)) if key.startswith("ctc") else out
+        pad = -1 if not values[0].is_floating_point() else float("nan")
+        targets[key] = torch.full((len(items), longest, *values[0].shape[1:]), pad, dtype=values[0].dtype)
+        for row, value in enumerate(values):
+            targets[key][row, : len(value)] = value
+    weight = torch.tensor([item["weight"] for item in items], dtype=torch.float32)
+    return Batch([str(row) for row in range(len(items))], {"x": x}, mask_of(lengths, size), targets, weight)
+
+
+def gap(found, truth, scale=None) -> float:
+    """Largest absolute difference, relative to the largest value expected."""
+    found, truth = torch.as_tensor(found).double(), torch.as_tensor(truth).double()
+    assert found.shape == truth.shape and found.isfinite().all()
+    if not truth.numel():
+        return 0.0
+    return float((found - truth).abs().max() / (truth.abs().max() if scale is None else scale).clamp(min=1e-12))
+
+
+@torch.no_grad()
+def answers_of(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict, dict]:
+    """Frames, their mask, logits and predictions of each head: ``model(...)`` and ``model.predict`` in one pass."""
+    features = model.frontend(batch.inputs, batch.mask)
+    y, mask = model.backbone(features.x, features.mask, features.bias)
+    logits = {key: head(y, mask) for key, head in model.heads.items()}
+    return y, mask, logits, {key: head.predict(y, mask) for key, head in model.heads.items()}
+
+
+def eval_gap(model, mix: tuple[int, ...], fills=FILLS, extra: int = 37) -> float:
+    """Each item alone against all together, padded beyond the longest: frames, mask, logits, predictions."""
+    model.eval()
+    items, worst = make_items(model, mix), 0.0
+    alone = [answers_of(model, make_batch(model, [item])) for item in items]
+    # The scale is that of all items: a single value that happens to be near 0 is no measure.
+    scale = {key: max(logits[key].abs().max() for _, _, logits, _ in alone) for key in model.heads}
+    for fill in fills:
+        y, mask, logits, predictions = answers_of(model, make_batch(model, items, extra, fill))
+        assert torch.equal(y, y * mask[..., None])
+        for row, (y_alone, mask_alone, logits_alone, predictions_alone) in enumerate(alone):
+            length = strided(mix[row], model.backbone.stride)
+            assert mask_alone.shape[1] == mask_alone.sum() == mask[row].sum() == length
+            assert mask[row, :length].all()
+            worst = max(worst, gap(y[row, :length], y_alone[0]))
+            for key in model.heads:
+                expected = logits_alone[key][0]
+                worst = max(worst, gap(logits[key][row][: len(expected)], expected, scale[key]))
+                guess, expected = predictions[key][row], predictions_alone[key][0]
+                if isinstance(guess, list):
+                    assert guess == expected
+                else:
+                    worst = max(worst, gap(guess, expected, scale[key].clamp(min=1)))
+    return worst
+
+
+def trained(model, batch: Batch) -> tuple[dict, dict, dict]:
+    """Losses, gradients and BatchNorm statistics of one training pass; the model's state stays as it was."""
+    buffers = {name: buffer for name, buffer in model.named_buffers() if "running" in name}
+    before = {name: buffer.clone() for name, buffer in buffers.items()}
+    model.train().zero_grad()
+    losses = model(batch.inputs, batch.mask, batch.targets, batch.weight)
+    losses["loss"].backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    running = {name: buffer.clone() for name, buffer in buffers.items()}
+    for name, buffer in buffers.items():
+        buffer.copy_(before[name])
+    return {name: value.detach() for name, value in losses.items()}, gradients, running
+
+
+def train_gap(model, batch: Batch, other: Batch) -> float:
+    """Largest difference of a training pass over two paddings of the same items."""
+    losses, gradients, running = trained(model, batch)
+    losses_other, gradients_other, running_other = trained(model, other)
+    largest = max(gradient.norm() for gradient in gradients.values())
+    assert largest > 0
+    return max(
+        *(gap(losses_other[name], value) for name, value in losses.items()),
+        *(gap(gradients_other[name], value, largest) for name, value in gradients.items()),
+        *(gap(running_other[name], value) for name, value in running.items()),
+    )
+
+
+@torch.no_grad()
+def test_the_model_gives_what_its_parts_give():
+    model = make_model(FRONTS[0], BACKBONES[0]).eval()
+    batch = make_batch(model, make_items(model, MIXES[4]), 5, "noise")
+    _, _, logits, predictions = answers_of(model, batch)
+    found, guesses, losses = model(batch.inputs, batch.mask), model.predict(batch), model.loss(batch)
+    assert all(torch.equal(found[key], logits[key]) for key in model.heads)
+    assert all(np.array_equal(a, b) for key in model.heads for a, b in zip(guesses[key], predictions[key], strict=True))
+    evaluated, loss = model.evaluate(batch)
+    assert evaluated.keys() == predictions.keys() and torch.equal(loss, losses)
+
+
+def test_every_registered_part_has_a_case():
+    assert sorted(FRONTENDS) == registered("frontend")
+    assert sorted(HEADS) == registered("head")
+    assert sorted([*CLASSES, *PRESETS]) == registered("backbone")
+
+
+@pytest.mark.parametrize("backbone", BACKBONES, ids=title)
+@pytest.mark.parametrize("frontend", FRONTS, ids=title)
+def test_eval_output_does_not_depend_on_padding(frontend, backbone):
+    model = make_model(frontend, backbone)
+    worst = max(eval_gap(model, mix) for mix in MIXES)
+    print(f"eval_gap {worst:.2e}")
+    assert worst <= TOLERANCE
+
+
+@pytest.mark.parametrize("backbone", BACKBONES, ids=title)
+@pytest.mark.parametrize("frontend", FRONTS, ids=title)
+def test_training_does_not_depend_on_padding(frontend, backbone):
+    model, worst = make_model(frontend, backbone), 0.0
+    for mix, fill in zip(MIXES, TRAIN_FILLS, strict=True):
+        items = make_items(model, mix)
+        worst = max(worst, train_gap(model, make_batch(model, items), make_batch(model, items, 37, fill)))
+    print(f"train_gap {worst:.2e}")
+    assert worst <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_at_small_width(name):
+    # Depth, reduction, recovery, stem and kernel are the preset's own; the head width is odd, as that of S and M.
+    model = make_model(FRONTS[-1], {"name": name} | SMALL | {"heads": 4, "dim": 36})
+    worst = max(eval_gap(model, mix, ["noise"]) for mix in MIXES)
+    print(f"eval_gap {worst:.2e}")
+    assert worst <= TOLERANCE
+    items = make_items(model, MIXES[3])
+    worst = train_gap(model, make_batch(model, items), make_batch(model, items, 37, "noise"))
+    print(f"train_gap {worst:.2e}")
+    assert worst <= TOLERANCE
+
+
+@pytest.mark.parametrize("backbone", [BACKBONES[0], BACKBONES[9]], ids=title)
+@pytest.mark.parametrize("frontend", [FRONTS[0], FRONTS[-1]], ids=title)
+def test_an_item_without_frames_gives_zeros_and_adds_nothing(frontend, backbone):
+    model = make_model(frontend, backbone)
+    items = make_items(model, MIXES[2])
+    batch = make_batch(model, items, 3)
+    empty = {key: torch.full_like(value[:1], -1 if not value.is_floating_point() else float("nan"))
+             for key, value in batch.targets.items()}  # fmt: skip
+    joined = Batch(
+        [*batch.ids, "empty"],
+        {"x": torch.cat([batch.inputs["x"], torch.randn_like(batch.inputs["x"][:1])])},
+        torch.cat([batch.mask, torch.zeros_like(batch.mask[:1])]),
+        {key: torch.cat([value, empty[key]]) for key, value in batch.targets.items()},
+        torch.cat([batch.weight, torch.zeros(1)]),
+    )
+    y, mask, logits, predictions = answers_of(model.eval(), joined)
+    assert not y[-1].any() and not mask[-1].any()
+    assert all(value.isfinite().all() for value in logits.values())
+    assert [len(predictions[key][-1]) for key in ("ctc0", "framewise0", "framewise1")] == [0, 0, 0]
+    assert train_gap(model, batch, joined) <= TOLERANCE
+    # Nothing but such items: zeros, a loss of 0, gradients of 0, running statistics as they were.
+    keep = slice(len(items), None)
+    nothing = Batch(
+        ["empty"],
+        {"x": joined.inputs["x"][keep]},
+        joined.mask[keep],
+        {key: value[keep] for key, value in joined.targets.items()},
+        torch.ones(1),
+    )
+    before = {name: value.clone() for name, value in model.named_buffers() if "running" in name}
+    losses, gradients, running = trained(model, nothing)
+    assert losses["loss"] == 0
+    assert all(gradient.isfinite().all() for gradient in gradients.values())
+    assert all(torch.equal(running[name], value) for name, value in before.items())
+
+
+@pytest.mark.parametrize("backbone", BACKBONES, ids=title)
+def test_bfloat16_autocast_is_near_float32(backbone):
+    model = make_model(FRONTS[0], backbone).eval()
+    batch = make_batch(model, make_items(model, MIXES[3]), 5, "noise")
+    y, mask, _, _ = answers_of(model, batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        y_half, mask_half, _, _ = answers_of(model, batch)
+        loss = model.train()(batch.inputs, batch.mask, batch.targets, batch.weight)["loss"]
+    assert torch.equal(mask, mask_half) and loss.dtype == torch.float32
+    error = float((y_half.float() - y).norm() / y.norm())
+    print(f"bf16_gap {error:.2e}")
+    assert error <= 2e-2
+
+
+@pytest.mark.parametrize("backbone", [BACKBONES[0], BACKBONES[9]], ids=title)
+def test_the_order_of_a_batch_does_not_matter(backbone):
+    model = make_model(FRONTS[0], backbone).eval()
+    items, order = make_items(model, MIXES[4]), [2, 0, 3, 1]
+    batch, other = make_batch(model, items), make_batch(model, [items[row] for row in order])
+    y, mask, logits, _ = answers_of(model, batch)
+    y_other, mask_other, logits_other, _ = answers_of(model, other)
+    assert torch.equal(mask[order], mask_other)
+    assert gap(y_other, y[order]) <= 1e-6
+    assert max(gap(logits_other[key], value[order]) for key, value in logits.items()) <= 1e-5
+    assert train_gap(model, batch, other) <= TOLERANCE
+
+
+def test_spec_augment_does_not_depend_on_padding():
+    augment = SpecAugment(freq_masks=2, freq_width=5, time_masks=3, time_share=0.3)
+    lengths, found = torch.tensor([50, 7, 31]), []
+    for size in (50, 90):
+        torch.manual_seed(3)
+        found.append(augment(torch.ones(3, size, 12), mask_of(lengths, size)))
+    assert torch.equal(found[0], found[1][:, :50]) and not found[0].all()
+    assert lengths_of((found[0] == 0).any(dim=2)).all()
