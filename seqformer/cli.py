@@ -58,10 +58,11 @@ def score(
     run: RunFolder,
     manifest: Annotated[Path, typer.Argument(help="Rows with the target column, none of them trained on.")],
     where: Annotated[list[str] | None, typer.Option(help="Keep rows by column=value.")] = None,
+    seen: Annotated[bool, typer.Option(help="Score rows although folds were trained on them.")] = False,
 ) -> None:
     """Score a run's fold ensemble on rows that no fold was trained on."""
     trained, table = open_run(run), read_rows(manifest, where)
-    name, value, rows = trained.score(table)
+    name, value, rows = trained.score(table, seen)
     typer.echo(f"{name} {value:.4f} on {rows} rows, {len(trained.names)} folds")
 
 

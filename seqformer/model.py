@@ -3,6 +3,7 @@
 from fnmatch import fnmatch
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import seqformer.backbones
@@ -51,6 +52,7 @@ class SequenceModel(nn.Module):
         """{head: one prediction per item} of a Batch."""
         return self.evaluate(batch)[0]
 
+    @torch.no_grad()
     def evaluate(self, batch) -> tuple[dict[str, list], Tensor | None]:
         """Predictions as ``predict`` gives them and, where the batch has targets, the total loss, in one pass."""
         features = self.frontend(batch.inputs, batch.mask)

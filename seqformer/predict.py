@@ -16,7 +16,7 @@ from seqformer.data.loader import load_batches
 from seqformer.data.sampler import frame_budget, plan_batches
 from seqformer.data.targets import Targets, Units
 from seqformer.decode.consensus import consensus
-from seqformer.errors import InputError
+from seqformer.errors import InputError, first_few
 from seqformer.model import SequenceModel, create_model, head_parts
 from seqformer.registry import lookup, parameter_types
 
@@ -146,16 +146,33 @@ class TrainedRun:
                 votes.setdefault(row_id, []).append(value)
         return {row_id: consensus(v) if isinstance(v[0], str) else np.mean(v, axis=0) for row_id, v in votes.items()}
 
-    def score(self, table: "polars.DataFrame") -> tuple[str, float, int]:
-        """Name and value of the run's metric on rows with a truth, and their number."""
+    def score(self, table: "polars.DataFrame", seen: bool = False) -> tuple[str, float, int]:
+        """Name and value of the run's metric on rows with a truth, and the number of examples.
+
+        Raises InputError when a fold was trained on any of the rows, unless ``seen`` allows it.
+        """
         column = main_head(self.config.head)[1]
         if column not in table.columns:
             raise InputError(f"the rows have no column {column!r} to score against")
-        _, targets = next(self.folds())
-        found = self.predict(table)
-        truth = truth_of(make_dataset(self.config, table, targets, None), targets, column)
-        values = [found[str(row_id)] for row_id in table["id"]]
+        known = [] if seen else self.trained_on(table["id"])
+        if known:
+            raise InputError(
+                f"{len(known)} rows were trained on ({first_few(known)}); score others, or allow it: --seen"
+            )
+        model, targets = next(self.folds())
+        dataset = make_dataset(self.config, table, targets, getattr(model.frontend, "rate", None))
+        found, truth = self.predict(table), truth_of(dataset, targets, column)
+        values = [found[str(row_id)] for row_id in dataset.ids]
         return self.config.metric["name"], score(self.config.metric, values, truth), len(truth)
+
+    def trained_on(self, ids: "polars.Series") -> list[str]:
+        """Those of the row ids that at least one finished fold was trained on."""
+        import polars
+
+        folds = polars.read_parquet(self.folder / "folds.parquet").filter(polars.col("id").is_in(ids.to_list()))
+        held_out = polars.col("fold").cast(polars.String)
+        seen = [~(("fold" + held_out) == name) for name in self.names]
+        return folds.filter(polars.any_horizontal(seen))["id"].to_list()
 
 
 def load_fold(folder: Path, config: Run, device: torch.device) -> tuple[SequenceModel, Targets]:

@@ -1,6 +1,9 @@
 """``import timm`` where torch and torchvision disagree about CUDA."""
 
+import functools
 from types import ModuleType
+
+import torch
 
 _declared = []
 
@@ -14,8 +17,6 @@ def import_timm() -> ModuleType:
     """
     import sys
 
-    import torch
-
     try:
         import timm.optim
     except RuntimeError as error:
@@ -28,4 +29,15 @@ def import_timm() -> ModuleType:
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _declared.append(library)  # the names live as long as this object
         import timm.optim
+    if not torch.cuda.is_available():
+        _muon_in_float32(timm.optim.muon)
     return timm
+
+
+def _muon_in_float32(muon: ModuleType) -> None:
+    """Let Muon's Newton-Schulz iteration run in float32: its bfloat16 is made for GPUs, where small products fly.
+
+    On a CPU they crawl: a training step of the demo's model took 0.5 s in place of 0.2 s.
+    """
+    if not isinstance(muon.zeropower_via_newtonschulz, functools.partial):
+        muon.zeropower_via_newtonschulz = functools.partial(muon.zeropower_via_newtonschulz, dtype=torch.float32)

@@ -173,8 +173,9 @@ class Server:
         return self.process.stdout.readline()
 
     def close(self) -> None:
-        self.process.stdin.close()
+        self.process.kill()  # its input may be open in a loader's worker of this process, so that closing is not enough
         self.process.wait(30)
+        self.process.stdin.close()
         self.process.stdout.close()
 
 

@@ -182,7 +182,7 @@ def damage(old: Path) -> list:
         content = (old / "last" / name).read_bytes()
         cuts = {0, 1, 7, 8, 9, len(content) // 2, len(content) - 1}
         found += [(f"{name} cut to {n}", lambda f, n=n, m=name, c=content: (f / m).write_bytes(c[:n])) for n in cuts]
-        for place in [*range(16), *draw.sample(range(16, len(content)), min(100, len(content) - 16))]:
+        for place in [*range(16), *draw.sample(range(16, len(content)), min(60, len(content) - 16))]:
             flipped = bytearray(content)
             flipped[place] ^= 1 << draw.randrange(8)
             found.append((f"{name} byte {place}", lambda f, m=name, b=bytes(flipped): (f / m).write_bytes(b)))

@@ -1,4 +1,4 @@
-"""Lengths and sizes are exact for every length and every preset; models save, load, train, export, show their middle."""
+"""Lengths and sizes are exact for every length and preset; models save, load, train, export and show their middle."""
 
 import pytest
 import torch
@@ -185,6 +185,12 @@ def test_reduced_blocks_run_at_half_the_rate():
     model = small("squeezeformer", depth=5, reduce_at=1, recover_at=4).eval()
     x, mask = batch(101)
     assert [y.shape[1] for y in model.forward_intermediates(x, mask)[2]] == [26, 13, 13, 13, 26]
+    bias, seen = torch.randn(3, 2, 26, 26), []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[3]))
+    model(x, mask, bias)
+    assert seen[0] is bias and seen[4] is bias
+    assert all(torch.equal(seen[index], bias[..., ::2, ::2]) for index in (1, 2, 3))
     with pytest.raises(ValueError, match="must be in order"):
         small("squeezeformer", depth=5, reduce_at=4, recover_at=1)
     with pytest.raises(ValueError, match="must be in order"):

@@ -279,8 +279,8 @@ def test_real_opus_and_flac(tmp_path):
 
 def test_spoken_plan_is_fixed_by_its_seed():
     plan = plan_phrases()
-    assert plan == plan_phrases(840, 0) and plan_table(plan) != plan_table(plan_phrases(seed=1))
-    assert len(plan) == len({phrase.id for phrase in plan}) == len({phrase.text for phrase in plan}) == 840
+    assert plan == plan_phrases(2400, 0) and plan_table(plan) != plan_table(plan_phrases(seed=1))
+    assert len(plan) == len({phrase.id for phrase in plan}) == len({phrase.text for phrase in plan}) == 2400
     assert {len(phrase.text.split()) for phrase in plan} == {2, 3, 4, 5, 6}
     words = {word for phrase in plan for word in phrase.text.split()}
     assert words == set(VOCABULARY) and len(VOCABULARY) == len(words) and 90 <= len(words) <= 120

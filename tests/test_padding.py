@@ -253,6 +253,23 @@ def test_presets_at_small_width(name):
     assert worst <= TOLERANCE
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("backbone", BACKBONES, ids=title)
+def test_a_backbone_does_not_rely_on_its_frontend(backbone):
+    """Padding of x of any kind, and where a frontend gives one, of the bias of the attention logits."""
+    model = make_model(FRONTS[-1], backbone).backbone.eval()
+    lengths, extra = [48, 5, 23], 16
+    x, mask, size = torch.randn(3, 48 + extra, CHANNELS), mask_of(torch.tensor(lengths), 48 + extra), 64 // model.stride
+    biases = [None, torch.randn(3, SMALL["heads"], size, size)]
+    for fill, bias in itertools.product((0.0, 10.0, 1e38, float("nan")), biases):
+        y, _ = model(x.masked_fill(~mask[..., None], fill), mask, bias)
+        for row, length in enumerate(lengths):
+            out = strided(length, model.stride)
+            own = None if bias is None else bias[row, None, :, :out, :out]
+            alone, _ = model(x[row, None, :length], mask[row, None, :length], own)
+            assert gap(y[row, :out], alone[0]) <= TOLERANCE and not y[row, out:].any()
+
+
 @pytest.mark.parametrize("backbone", [BACKBONES[0], BACKBONES[9]], ids=title)
 @pytest.mark.parametrize("frontend", [FRONTS[0], FRONTS[-1]], ids=title)
 def test_an_item_without_frames_gives_zeros_and_adds_nothing(frontend, backbone):

@@ -1,5 +1,7 @@
 """Batches of a dataset, read ahead by worker processes where there are any."""
 
+import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 
 from torch.utils.data import DataLoader
@@ -13,9 +15,19 @@ def load_batches(dataset, keys: Sequence, workers: int = 0, pin_memory: bool = F
 
     Raises the InputError of a row that cannot be read, the same one line for any number of workers.
     """
-    loader = DataLoader(dataset, batch_sampler=keys, collate_fn=collate, num_workers=workers, pin_memory=pin_memory)
+    options = {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": end_with_parent}
+    loader = DataLoader(dataset, batch_sampler=keys, collate_fn=collate, **options)
     try:
         yield from loader
     except InputError as error:  # a worker's arrives with its traceback as the message
         line = str(error).strip().splitlines()[-1]
         raise InputError(line.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
+
+
+def end_with_parent(worker: int) -> None:
+    """End a worker whose parent was killed while it started.
+
+    torch's workers look for a change of their parent from when they begin to look: such a one would wait for ever.
+    """
+    if multiprocessing.get_start_method() == "fork" and os.getppid() != multiprocessing.parent_process().pid:
+        os._exit(1)

@@ -52,4 +52,4 @@ class Classify(nn.Module):
 
     def predict(self, x: Tensor, mask: Tensor) -> list[np.ndarray]:
         """Class probabilities (vocab,) of each item, float32."""
-        return list(self(x, mask).float().softmax(dim=-1).cpu().numpy())
+        return list(self(x, mask).detach().float().softmax(dim=-1).cpu().numpy())

@@ -51,6 +51,6 @@ class Framewise(nn.Module):
 
     def predict(self, x: Tensor, mask: Tensor) -> list[np.ndarray]:
         """For each item, (frames, vocab) class probabilities or values, float32."""
-        logits = self.linear(x).float()
+        logits = self.linear(x).detach().float()
         scores = (logits.softmax(dim=-1) if self.kind == "classes" else logits).cpu().numpy()
         return [item[:length] for item, length in zip(scores, lengths_of(mask).tolist(), strict=True)]

@@ -23,8 +23,8 @@ class MaskedBatchNorm(nn.Module):
     """BatchNorm over the real frames of a batch: x (B, T, C), mask (B, T) -> (B, T, C).
 
     torch's BatchNorm1d counts padding, so the loss of an item depends on its neighbours' lengths; this one does not,
-    in training either. Statistics are float32 and, where processes train together, over all their frames. A batch
-    without real frames leaves the running statistics alone. Equal to BatchNorm1d where nothing is padded.
+    in training either. Statistics are float32 or finer and, where processes train together, over all their frames. A
+    batch without real frames leaves the running statistics alone. Equal to BatchNorm1d where nothing is padded.
     """
 
     def __init__(self, dim: int, eps: float = 1e-5, momentum: float = 0.015):
@@ -41,8 +41,8 @@ class MaskedBatchNorm(nn.Module):
         return torch.addcmul((self.bias - mean * scale).to(x.dtype), x, scale.to(x.dtype))
 
     def _batch_statistics(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        x = zero_padding(x.float(), mask)
-        sums = _over_processes(torch.cat([x.sum(dim=(0, 1)), mask.sum().float()[None]]))
+        x = zero_padding(x.to(torch.promote_types(x.dtype, torch.float32)), mask)
+        sums = _over_processes(torch.cat([x.sum(dim=(0, 1)), mask.sum().to(x.dtype)[None]]))
         count = sums[-1].clamp(min=1)
         mean = sums[:-1] / count
         # Centred on the mean itself: a difference of squares loses the digits of a small deviation beside a large
@@ -52,8 +52,8 @@ class MaskedBatchNorm(nn.Module):
         with torch.no_grad():
             pace = self.momentum * (sums[-1] > 0)
             unbiased = var * count / (count - 1).clamp(min=1)
-            self.running_mean.lerp_(mean, pace)
-            self.running_var.lerp_(unbiased, pace)
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), pace)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), pace)
         return mean, var
 
 

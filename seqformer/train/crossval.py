@@ -86,6 +86,7 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
             if first:
                 fold.mkdir(parents=True, exist_ok=True)
                 write_file(folder / "manifest_hash", table_hash + "\n")
+                write_table(table.select("id").with_columns(fold=folds), folder / "folds.parquet")
                 write_file(folder / "config.yaml", write_config(plain))
                 write_file(fold / "targets.json", job.targets.to_json())
             at = FoldTrainer(job, fabric).fit()

@@ -160,14 +160,15 @@ class FoldTrainer:
 
     def suspects(self, group: list[Batch]) -> list[str]:
         """Row ids of a group of batches, of all processes, those with an input that is not finite first."""
-        blame = {}
+        sound = {}
         for batch in group:
             for index, row_id in enumerate(batch.ids):
-                blame[row_id] = all(bool(tensor[index].isfinite().all()) for tensor in batch.inputs.values())
-        shares = [blame] * self.fabric.world_size
+                sound[row_id] = all(bool(tensor[index].isfinite().all()) for tensor in batch.inputs.values())
+        shares = [sound] * self.fabric.world_size
         if len(shares) > 1:
-            torch.distributed.all_gather_object(shares, blame)
-        return sorted((blame := {k: v for share in shares for k, v in share.items()}), key=blame.__getitem__)
+            torch.distributed.all_gather_object(shares, sound)
+        found = {row_id: whole for share in shares for row_id, whole in share.items()}
+        return sorted(found, key=found.__getitem__)
 
     def measured(self, group: list[Batch], waited: float, start: float) -> dict[str, float]:
         """Frames per second, padding share, loader wait and MFU of a step that began at ``start``."""

@@ -1,0 +1,267 @@
+"""Losses and predictions of heads against brute force; what has no target or no alignment adds nothing, never NaN."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from seqformer.decode.greedy import collapse
+from seqformer.heads.classify import Classify
+from seqformer.heads.ctc import CTC
+from seqformer.heads.framewise import Framewise
+from seqformer.model import create_model
+from seqformer.nn.mask import mask_of
+
+torch.set_num_threads(1)
+
+DIM = 5
+
+
+def inputs(*lengths: int, frames: int | None = None, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """x (B, T, DIM) with noise as padding, and its mask."""
+    frames = max(lengths) if frames is None else frames
+    x = torch.randn(len(lengths), frames, DIM, generator=torch.Generator().manual_seed(seed))
+    return x, mask_of(torch.tensor(lengths), frames)
+
+
+def number(value: torch.Tensor) -> float:
+    return float(value.detach())
+
+
+def padded(targets: list[list[int]], width: int | None = None) -> torch.Tensor:
+    width = max(map(len, targets)) if width is None else width
+    return torch.tensor([[*target, *[-1] * (width - len(target))] for target in targets]).reshape(len(targets), width)
+
+
+def collapsed(path: tuple[int, ...]) -> list[int]:
+    """Merge repeats, then drop blanks: written as in the paper, one symbol at a time."""
+    found, last = [], None
+    for unit in path:
+        if unit != last and unit != 0:
+            found.append(unit)
+        last = unit
+    return found
+
+
+def brute_force_nll(log_prob: torch.Tensor, target: list[int]) -> float:
+    """-log of the summed probability of every path (V ** T of them) that collapses to the target; inf for none."""
+    T, V = log_prob.shape
+    total = 0.0
+    for path in itertools.product(range(V), repeat=T):
+        if collapsed(path) == target:
+            total += math.exp(sum(number(log_prob[t, unit]) for t, unit in enumerate(path)))
+    return -math.log(total) if total else math.inf
+
+
+CASES = [(4, [1]), (4, [1, 2]), (4, [1, 1]), (3, [1, 1]), (2, [1, 1]), (4, []), (1, [2]), (1, [1, 2]), (5, [2, 1, 2])]
+CASES += [(0, []), (0, [1]), (3, [2, 2, 1]), (4, [2, 2, 1]), (4, [1, 2, 1, 2]), (5, [1, 1, 1]), (4, [1, 1, 1])]
+
+
+@pytest.mark.parametrize(("length", "target"), CASES)
+def test_ctc_loss_sums_over_every_alignment(length, target):
+    torch.manual_seed(0)
+    head, (x, mask) = CTC(DIM, vocab=3), inputs(length, frames=5)
+    expected = brute_force_nll(head.linear(x[0, :length]).double().log_softmax(dim=-1), target)
+    loss = head.loss(x, mask, padded([target], width=6))
+    assert loss.dtype == torch.float32
+    assert bool(head.infeasible(mask, padded([target], width=6))[0]) == math.isinf(expected)
+    assert number(loss) == pytest.approx(0.0 if math.isinf(expected) else expected, rel=1e-5, abs=1e-6)
+    loss.backward()
+    assert head.linear.weight.grad.isfinite().all()
+    if math.isinf(expected):
+        assert not head.linear.weight.grad.any()
+
+
+def test_infeasible_is_exact():
+    head, paths = CTC(DIM, vocab=3), {}
+    for length in range(6):
+        paths[length] = {tuple(collapsed(path)) for path in itertools.product(range(3), repeat=length)}
+    targets = [target for size in range(5) for target in itertools.product((1, 2), repeat=size)]
+    for length, reachable in paths.items():
+        mask = mask_of(torch.full((len(targets),), length), 5)
+        found = head.infeasible(mask, padded([list(target) for target in targets]))
+        assert found.tolist() == [target not in reachable for target in targets]
+
+
+def test_ctc_loss_is_the_weighted_mean_over_feasible_items():
+    torch.manual_seed(0)
+    head, (x, mask) = CTC(DIM, vocab=4), inputs(6, 2, 4, 1, 5)
+    targets = [[1, 2, 3], [1, 1], [], [3, 2], [2, 2]]
+    weight = torch.tensor([1.0, 5.0, 0.5, 7.0, 2.0])
+    x.requires_grad_()
+    loss = head.loss(x, mask, padded(targets), weight)
+    logs = [head.linear(x[i, : mask[i].sum()]).double().log_softmax(-1) for i in range(5)]
+    nll = {i: brute_force_nll(logs[i], targets[i]) for i in (0, 2, 4)}
+    assert head.infeasible(mask, padded(targets)).tolist() == [False, True, False, True, False]
+    assert number(loss) == pytest.approx((nll[0] + 0.5 * nll[2] + 2 * nll[4]) / 3.5, rel=1e-5)
+    loss.backward()
+    assert not x.grad[[1, 3]].any() and not x.grad[~mask].any() and x.grad[[0, 2, 4]].isfinite().all()
+    kept = [0, 2, 4]
+    assert torch.equal(loss, head.loss(x[kept], mask[kept], padded([targets[i] for i in kept]), weight[kept]))
+
+
+def test_ctc_of_nothing_to_learn_is_zero_with_a_gradient_of_zero():
+    head, (x, mask) = CTC(DIM, vocab=4), inputs(2, 1)
+    for targets, weight in [(padded([[1, 1], [1, 2]]), None), (padded([[1], [1]]), torch.zeros(2))]:
+        head.zero_grad()
+        loss = head.loss(x, mask, targets, weight)
+        loss.backward()
+        assert loss == 0 and not head.linear.weight.grad.any()
+    empty = head.loss(x, mask, padded([[], []]))  # targets (B, 0): every frame is blank
+    log_prob = head.linear(x).log_softmax(dim=-1)[..., 0]
+    assert number(empty) == pytest.approx(number(-(log_prob[0].sum() + log_prob[1, 0]) / 2), rel=1e-5)
+
+
+def test_ctc_predicts_what_a_naive_loop_reads():
+    torch.manual_seed(0)
+    head, (x, mask) = CTC(DIM, vocab=3), inputs(30, 0, 17)
+    best = head(x, mask).argmax(dim=-1)
+    assert head.predict(x, mask) == [collapsed(best[i, : mask[i].sum()].tolist()) for i in range(3)]
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.lists(st.integers(0, 3), max_size=12), min_size=1, max_size=4), st.integers(0, 3), st.integers(0, 3))
+def test_collapse_equals_a_naive_loop(paths, extra, fill):
+    size = max(map(len, paths)) + extra
+    units = torch.tensor([[*path, *[fill] * (size - len(path))] for path in paths]).reshape(len(paths), size)
+    mask = mask_of(torch.tensor([len(path) for path in paths]), size)
+    before = mask.clone()
+    assert collapse(units, mask) == [collapsed(tuple(path)) for path in paths]
+    assert torch.equal(mask, before)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_classify(pooling, smoothing):
+    torch.manual_seed(0)
+    head, (x, mask) = Classify(DIM, vocab=4, pooling=pooling, smoothing=smoothing), inputs(6, 1, 3, 4)
+    pooled = []
+    for item, length in enumerate((6, 1, 3, 4)):
+        real = x[item, :length]
+        share = head.attention(real).softmax(dim=0) if pooling == "attention" else torch.full((length, 1), 1 / length)
+        pooled.append((share * real).sum(dim=0))
+    logits = head.linear(torch.stack(pooled))
+    torch.testing.assert_close(head(x, mask), logits)
+    targets, weight = torch.tensor([3, -1, 0, 2]), torch.tensor([1.0, 9.0, 2.0, 0.5])
+    scored = [0, 2, 3]
+    expected = F.cross_entropy(logits[scored], targets[scored], reduction="none", label_smoothing=smoothing)
+    torch.testing.assert_close(head.loss(x, mask, targets), expected.mean())
+    torch.testing.assert_close(head.loss(x, mask, targets, weight), (expected * weight[scored]).sum() / 3.5)
+    assert head.loss(x, mask, torch.full((4,), -1)) == 0
+    probabilities = head.predict(x, mask)
+    torch.testing.assert_close(torch.from_numpy(np.stack(probabilities)), logits.softmax(dim=-1).detach())
+
+
+def test_classify_of_an_empty_item_is_finite():
+    for pooling in ("mean", "attention"):
+        head, (x, mask) = Classify(DIM, vocab=4, pooling=pooling), inputs(3, 0)
+        head.loss(x, mask, torch.tensor([1, 2])).backward()
+        assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
+        torch.testing.assert_close(head(x, mask)[1], head.linear.bias)
+
+
+def test_framewise_classes():
+    torch.manual_seed(0)
+    head, (x, mask) = Framewise(DIM, vocab=3), inputs(4, 2, 3)
+    targets = torch.tensor([[0, 2, -1, 1], [1, 1, 0, 2], [-1, -1, -1, 0]])  # the padding is not all -1
+    weight, logits = torch.tensor([1.0, 3.0, 2.0]), head(x, mask)
+    scored = [(0, 0), (0, 1), (0, 3), (1, 0), (1, 1)]
+    nll = {key: number(-logits[key].log_softmax(-1)[targets[key]]) for key in scored}
+    assert number(head.loss(x, mask, targets)) == pytest.approx(sum(nll.values()) / 5, rel=1e-5)
+    expected = sum(value * float(weight[key[0]]) for key, value in nll.items()) / (3 * 1 + 2 * 3)
+    assert number(head.loss(x, mask, targets, weight)) == pytest.approx(expected, rel=1e-5)
+    assert head.loss(x, mask, torch.full((3, 4), -1)) == 0
+    found = head.predict(x, mask)
+    assert [item.shape for item in found] == [(4, 3), (2, 3), (3, 3)]
+    np.testing.assert_allclose(found[1], logits[1, :2].softmax(-1).detach(), rtol=1e-5)
+    with pytest.raises(ValueError, match="3 target frames for 4 frames: use a backbone of stride 1"):
+        head.loss(x, mask, targets[:, :3])
+
+
+@pytest.mark.parametrize("vocab", [1, 2])
+@pytest.mark.parametrize("kind", ["mae", "mse"])
+def test_framewise_values(kind, vocab):
+    torch.manual_seed(0)
+    head, (x, mask) = Framewise(DIM, vocab=vocab, loss=kind), inputs(4, 2, 3)
+    targets = torch.randn(3, 4, vocab)
+    targets[0, 1], targets[1, 0, 0], targets[2] = math.nan, math.nan, math.nan
+    weight, logits = torch.tensor([1.0, 3.0, 2.0]), head(x, mask)
+    errors, shares = [], []
+    for item, frame, value in itertools.product(range(3), range(4), range(vocab)):
+        if mask[item, frame] and not targets[item, frame, value].isnan():
+            gap = number(logits[item, frame, value] - targets[item, frame, value])
+            errors.append(abs(gap) if kind == "mae" else gap**2)
+            shares.append(float(weight[item]))
+    assert number(head.loss(x, mask, targets)) == pytest.approx(np.mean(errors), rel=1e-5)
+    weighted = head.loss(x, mask, targets, weight)
+    assert number(weighted) == pytest.approx(np.average(errors, weights=shares), rel=1e-5)
+    weighted.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in head.parameters())
+    nothing = head.loss(x, mask, torch.full_like(targets, math.nan))
+    assert nothing == 0 and torch.equal(nothing, nothing)
+    if vocab == 1:
+        assert torch.equal(head.loss(x, mask, targets[..., 0]), head.loss(x, mask, targets))
+    assert [item.shape for item in head.predict(x, mask)] == [(4, vocab), (2, vocab), (3, vocab)]
+
+
+@pytest.mark.parametrize(
+    ("head", "targets"),
+    [
+        (Classify(DIM, vocab=4), torch.tensor([3, 1, 0])),
+        (CTC(DIM, vocab=4), padded([[1, 2], [3], [2, 2]])),
+        (Framewise(DIM, vocab=4), torch.tensor([[0, 2, 1, 1, 3], [1, 1, 0, 2, 0], [2, 2, 0, -1, -1]])),
+        (Framewise(DIM, vocab=1, loss="mae"), torch.arange(15.0).reshape(3, 5, 1)),
+    ],
+    ids=["classify", "ctc", "framewise-classes", "framewise-mae"],
+)
+def test_an_item_of_weight_zero_is_an_absent_item(head, targets):
+    x, mask = inputs(5, 4, 3)
+    weight, kept = torch.tensor([2.0, 0.0, 0.5]), [0, 2]
+    losses = [head.loss(x, mask, targets, weight), head.loss(x[kept], mask[kept], targets[kept], weight[kept])]
+    gradients = [torch.autograd.grad(loss, list(head.parameters())) for loss in losses]
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+    torch.testing.assert_close(losses[0], head.loss(x, mask, targets, 3 * weight))
+    torch.testing.assert_close(head.loss(x, mask, targets), head.loss(x, mask, targets, torch.ones(3)))
+
+
+@pytest.mark.parametrize("head", [Classify(DIM, 4), CTC(DIM, 4), Framewise(DIM, 4), Framewise(DIM, 1, loss="mse")])
+def test_losses_are_float32_under_autocast(head):
+    x, mask = inputs(5, 4)
+    targets = {Classify: torch.tensor([3, 1]), CTC: padded([[1, 2], [3]]), Framewise: torch.ones(2, 5).long()}[
+        type(head)
+    ]
+    targets = targets.float()[..., None] if getattr(head, "kind", "") == "mse" else targets
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = head.loss(x, mask, targets)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, head.loss(x, mask, targets), rtol=2e-2, atol=2e-2)
+
+
+def test_several_heads_are_a_weighted_dict():
+    torch.manual_seed(0)
+    parts = {
+        "words": {"name": "ctc", "vocab": 4, "weight": 0.3},
+        "speaker": {"name": "classify", "vocab": 3, "target": "speaker"},
+        "pitch": {"name": "framewise", "vocab": 1, "loss": "mae", "target": "pitch", "weight": 2},
+    }
+    keywords = dict(dim=8, depth=1, heads=2, stem="linear", dropout=0.0)
+    model = create_model({"name": "dense", "channels": 3}, {"name": "conformer"} | keywords, parts).eval()
+    assert model.weights == {"words": 0.3, "speaker": 1.0, "pitch": 2.0}
+    x, mask = torch.randn(2, 9, 3), mask_of(torch.tensor([9, 6]), 9)
+    targets = {"text": padded([[1, 2], [3]]), "speaker": torch.tensor([2, 0]), "pitch": torch.randn(2, 9, 1)}
+    found = model({"x": x}, mask, targets, torch.tensor([1.0, 0.5]))
+    assert found.keys() == {"loss", "words", "speaker", "pitch", "infeasible"} and found["infeasible"] == 0
+    expected = 0.3 * found["words"] + found["speaker"] + 2 * found["pitch"]
+    torch.testing.assert_close(found["loss"], expected)
+    logits = model({"x": x}, mask)
+    assert {name: tuple(value.shape) for name, value in logits.items()} == {
+        "words": (2, 9, 4), "speaker": (2, 3), "pitch": (2, 9, 1)
+    }  # fmt: skip
+    single = create_model({"name": "dense", "channels": 3}, {"name": "conformer"} | keywords, parts["words"])
+    assert list(single.heads) == ["ctc"] and single.weights == {"ctc": 0.3}
