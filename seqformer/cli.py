@@ -162,15 +162,11 @@ def run_command(function: Callable) -> None:
     """Run a typed function as a program: arguments from the command line, errors as ``main`` shows them."""
     program = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     program.command()(function)
-    _run(program)
+    main(program)
 
 
-def main() -> None:
-    """The ``seqformer`` program."""
-    _run(app)
-
-
-def _run(program: typer.Typer) -> None:
+def main(program: typer.Typer = app) -> None:
+    """The ``seqformer`` program, or another with its way of showing errors."""
     try:
         program()
     except InputError as error:

@@ -169,7 +169,7 @@ def test_another_config_or_manifest(refused, program, config, corpus, tmp_path):
 def test_a_run_that_trained_nothing_yet_may_change(program, refused, config, tmp_path, monkeypatch):
     """A run stopped before its first checkpoint binds nobody to its config or to what was fitted for it."""
     runs = ("--root", tmp_path / "runs")
-    monkeypatch.setattr(FoldTrainer, "fit", lambda self: (_ for _ in ()).throw(seqformer.InputError("lower the lr")))
+    monkeypatch.setattr(FoldTrainer, "work", lambda self: (_ for _ in ()).throw(seqformer.InputError("lower the lr")))
     assert "lower the lr" in refused("train", config(), *runs)
     assert (tmp_path / "runs" / "tiny" / "fold0" / "targets.json").exists()
     monkeypatch.undo()

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("espeakng_loader")
 
-import seqformer  # noqa: E402
-from competitions.librispeech.demo import demo  # noqa: E402
+import seqformer
+from competitions.librispeech.demo import demo
 
 TINY = ["train.epochs=1", "backbone.dim=16", "backbone.depth=1", "backbone.reduce_at=null", "backbone.recover_at=null"]
 

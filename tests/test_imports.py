@@ -173,7 +173,7 @@ def test_nothing_draws_from_global_random_state():
 
 
 def test_training_is_offline_and_attention_is_few_calls_away(tiny, tmp_path, monkeypatch):
-    """A real run through the command line's ``app``; frames of ours from it to attention's forward, that included."""
+    """A real run of the ``seqformer`` program; frames of ours from its start to attention's forward, both included."""
     config, stacks = tmp_path / "config.yaml", []
     config.write_text(write_config(change(tiny(), train__epochs=1, train__save_every=None)))
     forward = Attention.forward
@@ -195,7 +195,10 @@ def test_training_is_offline_and_attention_is_few_calls_away(tiny, tmp_path, mon
     monkeypatch.setattr(Attention, "forward", counted)
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    cli.app(["train", str(config), "--root", str(tmp_path)], standalone_mode=False)
+    monkeypatch.setattr(sys, "argv", ["seqformer", "train", str(config), "--root", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
     assert (tmp_path / "tiny" / "metrics.json").is_file()
     steps = [names for names in stacks if "loop.step" in names]
     print(len(steps), "stacks, the deepest:", max(steps, key=len))

@@ -22,7 +22,7 @@ from seqformer.predict import build_model
 from seqformer.train import crossval
 from seqformer.train.crossval import make_fabric, train_run
 from seqformer.train.log import RunLog
-from seqformer.train.loop import FoldJob, FoldTrainer
+from seqformer.train.loop import FoldJob, FoldTrainer, Work
 from seqformer.train.optim import averaged, learning_rate, make_optimizer
 
 
@@ -195,7 +195,7 @@ def test_accumulation_is_one_large_batch(tiny, tmp_path):
             for batch, (a, b) in zip(group, itertools.pairwise(bounds), strict=True):
                 batch.weight.copy_(weights[a:b])
             found.ceiling = 1.0
-            line = found.step(group, 0.0, 0.5)
+            line = found.step(Work(group, 0.0, 0.5))
             found.wanted = {key: line[key] for key in ("loss", "grad_norm")}
         assert whole.wanted == pytest.approx(parts.wanted, rel=1e-5)
         torch.testing.assert_close(whole.job.model.state_dict(), parts.job.model.state_dict(), rtol=1e-5, atol=2e-6)
@@ -268,7 +268,7 @@ def test_a_step_without_finite_gradient_leaves_nothing_behind(tiny, tmp_path, ca
     good = seqformer.collate([found.job.train[0, row] for row in range(12)])
     for norm in [part for part in found.job.model.modules() if hasattr(part, "momentum")]:
         del norm._batch_statistics
-    found.step([good], 0.0, 0.1)
+    found.step(Work([good], 0.0, 0.1))
 
     def state() -> dict:
         optim = {
@@ -278,11 +278,11 @@ def test_a_step_without_finite_gradient_leaves_nothing_behind(tiny, tmp_path, ca
         return copy.deepcopy(found.job.model.state_dict() | average | optim)
 
     before = state()
-    line = found.step([good, poison(good, [7, 9])], 0.0, 0.2)
+    line = found.step(Work([good, poison(good, [7, 9])], 0.0, 0.2))
     assert math.isnan(line["grad_norm"]) and found.at.skipped == 1 and found.at.step == 2
     assert all(torch.equal(value, before[key]) for key, value in state().items())
     assert "step 2: gradient norm nan; step skipped; batch: row07, row09, row00, " in capsys.readouterr().out
-    found.step([good], 0.0, 0.3)
+    found.step(Work([good], 0.0, 0.3))
     assert found.at.skipped == 0 and not torch.equal(
         state()["heads.ctc.linear.weight"], before["heads.ctc.linear.weight"]
     )

@@ -1,4 +1,4 @@
-"""The demo, ``make demo``: speak a corpus, prepare it, train a recogniser in 3 folds by voice, transcribe what it never heard.
+"""The demo, ``make demo``: speak a corpus, prepare it, train a recogniser in 3 folds by voice, show what it hears.
 
 The commands are the ordinary ones of LibriSpeech; what is finished already is skipped, so a second run goes on.
 """
@@ -43,10 +43,11 @@ def demo(
         raise SystemExit(code)
     print("\n4/4  what the recogniser of each fold hears in a voice that is new to it", flush=True)
     show(runs / "demo" / "oof.parquet")
+    minutes = (time.perf_counter() - start) / 60
     print(
-        f"\nDone in {(time.perf_counter() - start) / 60:.1f} minutes. All predictions: {runs}/demo/oof.parquet; every step:"
+        f"\nDone in {minutes:.1f} minutes. All predictions: {runs}/demo/oof.parquet; every step: {runs}/demo/log.jsonl."
     )
-    print(f"{runs}/demo/log.jsonl. Next: seqformer transcribe {runs}/demo FILE, or the README for real speech.")
+    print(f"Next: .venv/bin/seqformer transcribe {runs}/demo FILE, or the README for real speech.")
 
 
 def show(path: Path) -> None:

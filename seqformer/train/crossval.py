@@ -89,8 +89,10 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
                 write_table(table.select("id").with_columns(fold=folds), folder / "folds.parquet")
                 write_file(folder / "config.yaml", write_config(plain))
                 write_file(fold / "targets.json", job.targets.to_json())
-            at = FoldTrainer(job, fabric).fit()
-            finish_fold(job, fabric, at, time.perf_counter() - started)
+            trainer = FoldTrainer(job, fabric)
+            for work in trainer.work():
+                trainer.step(work)
+            finish_fold(job, fabric, trainer.at, time.perf_counter() - started)
         log.progress("folds", len(splits), len(splits))
         return summarize(folder, config, log, write=first)
 

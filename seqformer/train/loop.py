@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,14 +61,22 @@ class FoldJob:
     log: RunLog
 
 
+class Work(NamedTuple):
+    """Batches of one optimiser step, seconds waited for them, and the share (0, 1] of training done after it."""
+
+    group: list[Batch]
+    waited: float
+    share: float
+
+
 class FoldTrainer:
-    """Trains one fold: ``FoldTrainer(job, fabric).fit()`` goes on from the newest checkpoint where there is one."""
+    """Trains one fold, from its newest checkpoint where there is one; see ``work``."""
 
     def __init__(self, job: FoldJob, fabric: Fabric):
         self.job, self.fabric, self.config = job, fabric, job.config
         self.model, self.optimizer = fabric.setup(job.model, make_optimizer(job.model, job.config.optim))
         self.average = averaged(job.model, job.config.train.ema) if job.config.train.ema else None
-        self.at = Position()
+        self.at, self.meter = Position(), Meter()
         saved = job.model.state_dict().keys()
         self.buffers = [buffer for name, buffer in job.model.named_buffers() if name in saved]
         self.before = [buffer.clone() for buffer in self.buffers]  # as they were before the running step
@@ -85,32 +93,33 @@ class FoldTrainer:
         """The loss scaler of fp16."""
         return getattr(self.fabric.strategy.precision, "scaler", None)
 
-    def fit(self) -> Position:
-        """Train to the end of the last epoch, or until patience runs out."""
+    def work(self) -> Iterator[Work]:
+        """What is left to do, an optimiser step at a time: ``for work in trainer.work(): trainer.step(work)``.
+
+        Resumes before the first, saves on the way, and validates and saves after each epoch, until the last one or
+        until patience runs out. (A generator, so that it stands between no step and its caller.)
+        """
         at, train = self.at, self.config.train
         self.resume()
         while not at.finished:
-            meter, batches = Meter(), self.plan()
+            self.meter, batches = Meter(), self.plan()
             self.model.train()
             for group, waited in self.groups(batches):
-                values = self.step(group, waited, at.epoch + (at.batch + len(group)) / len(batches))
-                meter.add(**values)
-                self.job.log.record(fold=self.job.name, epoch=at.epoch, step=at.step, **values)
+                yield Work(group, waited, (at.epoch + (at.batch + len(group)) / len(batches)) / train.epochs)
                 self.job.log.progress(f"fold {self.job.name} batches", at.batch, len(batches))
                 if train.save_every and at.step % train.save_every == 0 and at.batch < len(batches):
                     self.save("last")
             at.epoch, at.batch = at.epoch + 1, 0
             at.finished = at.epoch >= train.epochs
             if self.job.valid is not None and (at.epoch % train.validate_every == 0 or at.finished):
-                self.validate(meter)
+                self.validate()
             self.save("last")
-            self.job.log.epoch(self.job.name, at.epoch, train.epochs, meter)
-        return at
+            self.job.log.epoch(self.job.name, at.epoch, train.epochs, self.meter)
 
-    def step(self, group: list[Batch], waited: float, epochs_done: float) -> dict[str, float]:
-        """One optimiser step over the batches of a group; returns the values of its log line."""
+    def step(self, work: Work) -> dict[str, float]:
+        """One optimiser step over the batches of a group; logs and returns its values."""
         start, fabric, train = time.perf_counter(), self.fabric, self.config.train
-        lr = learning_rate(epochs_done / train.epochs, self.config.optim)
+        group, lr = work.group, learning_rate(work.share, self.config.optim)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr
         torch.manual_seed(draw_seed(self.config.seed, self.job.key, self.at.epoch, self.at.batch, fabric.global_rank))
@@ -130,9 +139,12 @@ class FoldTrainer:
         norm = fabric.clip_gradients(self.model, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         self.update(group, float(norm))
         self.at.batch, self.at.step = self.at.batch + len(group), self.at.step + 1
-        return self.measured(group, waited, start) | {
+        values = self.measured(work, start) | {
             "loss": self.all_ranks(float(loss)), "lr": lr, "grad_norm": float(norm), "infeasible": int(infeasible)
         }  # fmt: skip
+        self.meter.add(**values)
+        self.job.log.record(fold=self.job.name, epoch=self.at.epoch, step=self.at.step, **values)
+        return values
 
     def update(self, group: list[Batch], norm: float) -> None:
         """Move the weights, unless the gradient is not finite: then skip and name the batch, and stop if it goes on.
@@ -170,15 +182,15 @@ class FoldTrainer:
         found = {row_id: whole for share in shares for row_id, whole in share.items()}
         return sorted(found, key=found.__getitem__)
 
-    def measured(self, group: list[Batch], waited: float, start: float) -> dict[str, float]:
+    def measured(self, work: Work, start: float) -> dict[str, float]:
         """Frames per second, padding share, loader wait and MFU of a step that began at ``start``."""
-        lengths = torch.cat([batch.mask.sum(dim=1) for batch in group]).double()
-        seconds, frames = time.perf_counter() - start + waited, float(lengths.sum())
+        lengths = torch.cat([batch.mask.sum(dim=1) for batch in work.group]).double()
+        seconds, frames = time.perf_counter() - start + work.waited, float(lengths.sum())
         flops = 3 * float((self.flops[0] * lengths + self.flops[1] * lengths**2).sum())
         return {
             "frames_per_s": frames / seconds,
-            "padding": 1 - frames / sum(batch.mask.numel() for batch in group),
-            "wait": waited / seconds,
+            "padding": 1 - frames / sum(batch.mask.numel() for batch in work.group),
+            "wait": work.waited / seconds,
             "mfu": flops / seconds / self.ceiling,
         }
 
@@ -204,7 +216,7 @@ class FoldTrainer:
                 self.ceiling = matmul_speed(self.fabric.device, self.config.train.precision)
             yield group, waited
 
-    def validate(self, meter: Meter) -> None:
+    def validate(self) -> None:
         """Score the fold's own rows; note the best, and stop when ``patience`` epochs brought no better."""
         at, train, job = self.at, self.config.train, self.job
         with self.fabric.autocast():
@@ -213,7 +225,7 @@ class FoldTrainer:
         found = [predictions[head][str(row_id)] for row_id in job.valid.ids]
         value = score(self.config.metric, found, truth_of(job.valid, job.targets, column))
         job.log.record(fold=job.name, epoch=at.epoch - 1, step=at.step, valid_loss=loss, **{name: value})
-        meter.note(valid=loss, **{name: value})
+        self.meter.note(valid=loss, **{name: value})
         sign = -1 if lookup("metric", name).higher_is_better else 1
         if at.best is None or math.isnan(at.best) or sign * value < sign * at.best:
             at.best, at.best_epoch = value, at.epoch
