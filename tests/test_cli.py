@@ -253,7 +253,9 @@ def test_train_predict_score_transcribe(program, config, tmp_path):
     code, out, _ = program("predict", run, manifest, tmp_path / "new" / "all.parquet", "--where", "half=1")
     found = polars.read_parquet(tmp_path / "new" / "all.parquet")
     assert code == 0 and "15 rows -> " in out and found.columns == ["id", "prediction"] and found.height == 15
-    code, out, _ = program("score", run, manifest)
+    code, _, error = program("score", run, manifest)
+    assert code == 2 and "rows were trained on" in error and "--seen" in error
+    code, out, _ = program("score", run, manifest, "--seen")
     assert code == 0 and out.startswith("cer ") and "on 30 rows, 2 folds" in out
 
     files = [wav(tmp_path / "a.wav"), wav(tmp_path / "b.flac", 44_100, 2), wav(tmp_path / "c.wav", 16_000)]

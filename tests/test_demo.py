@@ -21,7 +21,7 @@ def test_demo_runs_end_to_end_and_again(tmp_path, monkeypatch, capfd):
             seqformer.run_command(demo)
         assert not stop.value.code
         printed = capfd.readouterr().out
-        assert printed.count("said") == printed.count("heard") == 3 and "out of fold" in printed
+        assert printed.count("said  ") == printed.count("heard  ") == 3 and "out of fold" in printed
         assert ("finished before" in printed) is again
     metrics = json.loads((tmp_path / "runs" / "demo" / "metrics.json").read_text())
     assert [fold["fold"] for fold in metrics["folds"]] == ["0", "1", "2"] and metrics["rows"] == 48
