@@ -147,12 +147,12 @@ def test_any_number_of_workers_gives_the_same_batches(clips, make):
     data[0, 0]  # the store is open and mapped before the workers begin
     keys = [[(epoch, index) for index in range(start, start + 5)] for epoch in (0, 1) for start in (0, 5, 10)]
     found = {}
-    for workers in (0, 1, 3):
+    for workers in (0, 1, 2):
         loader = DataLoader(data, batch_sampler=keys, collate_fn=collate, num_workers=workers)
         found[workers] = [
             (batch.ids, batch.inputs["x"].numpy().tobytes(), batch.mask.sum(1).tolist()) for batch in loader
         ]
-    assert found[0] == found[1] == found[3]
+    assert found[0] == found[1] == found[2]
 
 
 def test_readers_and_datasets_pickle_without_their_data(clips):
