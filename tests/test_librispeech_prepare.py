@@ -313,7 +313,7 @@ def test_spoken_corpus_can_be_prepared(tmp_path):
 
 @needs_espeak
 def test_voices_sound_different():
-    """Any two voices differ by more, in 32 bands of one sentence, than any voice differs from itself (espeak varies)."""
+    """In 32 bands of one sentence, a voice is nearer to itself, said again (espeak varies), than to any other voice."""
     espeak = speaking.load_espeak()
 
     def bands(voice) -> np.ndarray:
@@ -323,8 +323,8 @@ def test_voices_sound_different():
 
     once, again = (np.array([bands(voice) for voice in VOICES]) for _ in range(2))
     itself = np.sqrt(((once - again) ** 2).mean(-1))  # dB
-    apart = np.sqrt(((once[:, None] - once) ** 2).mean(-1))
-    assert apart[~np.eye(len(VOICES), dtype=bool)].min() > itself.max()
+    apart = np.sqrt(((once[:, None] - again) ** 2).mean(-1)) + np.diag(np.full(len(VOICES), np.inf))
+    assert (itself < apart.min(axis=1)).all()
 
 
 @needs_espeak
