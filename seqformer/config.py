@@ -74,7 +74,7 @@ class Train:
     """The loop. ``select`` is the checkpoint that validates: the last, or the best by the metric on the same rows."""
 
     epochs: int
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  # auto: bf16 (or fp16) on a GPU, fp32 on a CPU
     accumulate: int = 1
     clip: float = 1.0
     ema: float = 0.0  # decay of the averaged weights, 0 for none

@@ -5,6 +5,7 @@ import typing
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import TINY, change
 
@@ -13,7 +14,7 @@ from seqformer import InputError, config
 from seqformer.cli import load_competition
 from seqformer.config import Data, Folds, Optim, Run, Text, Train, build_config, read_config, write_config
 from seqformer.registry import check_type, names
-from seqformer.train.crossval import FREE, check_parts, differing_keys
+from seqformer.train.crossval import FREE, check_parts, differing_keys, resolve_precision
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -247,3 +248,12 @@ def test_a_section_left_out_differs_in_what_the_other_says():
     for key in FREE:
         section, name = key.split(".")
         assert name in {item.name for item in dataclasses.fields(SECTIONS[section])}
+
+
+def test_auto_precision_is_fp32_on_a_cpu_and_bf16_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    found = [resolve_precision(Train(epochs=1, precision="auto", device=device)) for device in ("cpu", "auto")]
+    assert found == ["fp32", "bf16"] and resolve_precision(Train(epochs=1, precision="fp16")) == "fp16"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert resolve_precision(Train(epochs=1, precision="auto")) == "fp32"

@@ -4,7 +4,7 @@ import io
 import json
 import os
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,7 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
     anything is written: the folder is made when the first fold is ready to train.
     """
     config = build_config(plain)
+    config = replace(config, train=replace(config.train, precision=resolve_precision(config.train)))
     check_parts(config)
     table = read_manifest(config.data.manifest, config.data.where)
     kinds = {key: getattr(config.folds, key) for key in ("kind", "n", "by", "stratify", "valid")}
@@ -95,6 +96,15 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
             finish_fold(job, fabric, trainer.at, time.perf_counter() - started)
         log.progress("folds", len(splits), len(splits))
         return summarize(folder, config, log, write=first)
+
+
+def resolve_precision(train: Train) -> str:
+    """What ``auto`` means on this machine; a CPU gets fp32, for its bfloat16 can be fifty times slower."""
+    if train.precision != "auto":
+        return train.precision
+    if train.device == "cpu" or not torch.cuda.is_available():
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
 def make_fabric(train: Train) -> Fabric:
