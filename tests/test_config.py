@@ -59,7 +59,7 @@ def refusal(plain: dict | list, *overrides: str, folder: Path) -> str:
         ({"head": {"a": {"vocab": 3}}}, "config: head: found {'vocab': 3}; expected a name"),
         ({"optim__schedule": "cosin"}, "config: optim.schedule: found 'cosin'; expected one of 'constant', 'cosine', "),
         ({"optim__schedule": "cosin"}, "; did you mean 'cosine'?"),
-        ({"train__precision": "fp8"}, "found 'fp8'; expected one of 'fp32', 'bf16', 'fp16'"),
+        ({"train__precision": "fp8"}, "found 'fp8'; expected one of 'auto', 'fp32', 'bf16', 'fp16'"),
         ({"train__device": "gpu"}, "found 'gpu'; expected one of 'auto', 'cpu', 'cuda', 'mps'"),
         ({"run": "../x"}, "config: run '../x' must be a plain folder name"),
         ({"run": ".x"}, "config: run '.x' must be a plain folder name"),

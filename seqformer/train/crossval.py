@@ -99,7 +99,7 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
 
 
 def resolve_precision(train: Train) -> str:
-    """What ``auto`` means on this machine; a CPU gets fp32, for its bfloat16 can be fifty times slower."""
+    """What ``auto`` means on this machine; a CPU gets fp32, for its bfloat16 can be ten times slower."""
     if train.precision != "auto":
         return train.precision
     if train.device == "cpu" or not torch.cuda.is_available():
