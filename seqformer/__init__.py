@@ -11,6 +11,7 @@ from seqformer.data.store import Store, StoreWriter
 from seqformer.data.targets import Targets
 from seqformer.errors import InputError, first_few
 from seqformer.model import SequenceModel, create_backbone, create_model, list_backbones
+from seqformer.published.weights import import_backbone
 from seqformer.registry import register
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "draw_seed",
     "find_files",
     "first_few",
+    "import_backbone",
     "list_backbones",
     "read_audio",
     "read_manifest",

@@ -95,7 +95,7 @@ def wav(path: Path, rate: int = RATE, channels: int = 1) -> Path:
         ({"text__alphabet": "ab"}, "text outside the vocabulary"),
         ({"backbone__heads": 3}, "backbone 'squeezeformer': dim 16 is not a multiple of heads 3"),
         ({"backbone": {"name": "squeezeformer", "dim": 16}}, "backbone 'squeezeformer': "),
-        ({"backbone__recover_at": None}, "must be in order"),
+        ({"backbone__recover_at": 9}, "must be in order"),
         ({"frontend__spec_augment": {"freq_mask": 2}}, "frontend 'logmel': "),
         ({"augment": [{"name": "speed", "p": 2.0}]}, "augment 'speed': "),
         ({"optim__name": "adamx"}, "optim.name: found 'adamx'"),

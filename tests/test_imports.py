@@ -37,12 +37,14 @@ RULES = {
     "checkpoint": {"errors"},
     "batch": {"nn.mask", "errors"},
     "frontends": PARTS | {"frontends.features"},
-    "backbones": PARTS | {"backbones.presets"},
+    # The encoder is the network, the other files are settings of it; Conformer's are where its kin start from.
+    "backbones": PARTS | {"backbones.presets", "backbones.encoder", "backbones.conformer"},
     "heads": PARTS | {"decode"},
     "decode": {"nn", "decode"},
     "model": {"frontends", "backbones", "heads", "registry", "errors"},
     "augment": {"augment", "registry", "errors"},
     "data": DATA,
+    "published": {"published", "backbones.encoder", "errors"},
     "predict": PREDICT,
     "train": PREDICT | {"train", "predict", "augment", "timm_import"},
 }

@@ -3,20 +3,34 @@
 import pytest
 import torch
 from torch import nn
+from variants import BACKBONES, SMALL, STEMS, VARIANTS, changed, title
 
+from seqformer.errors import InputError
 from seqformer.frontends.audio import LogMel
 from seqformer.heads.ctc import CTC
-from seqformer.model import create_backbone, list_backbones
+from seqformer.model import create_backbone
+from seqformer.nn.attention import Attention
+from seqformer.nn.conv import ConvModule
+from seqformer.nn.feedforward import FeedForward
 from seqformer.nn.mask import lengths_of, mask_of, stride_mask, strided, zero_padding
+from seqformer.nn.norm import LayerNorm, LearnedScale, MaskedBatchNorm
 from seqformer.nn.subsample import make_stem
 
 torch.set_num_threads(1)
 
 LONGEST = 1024
-STEMS = {"depthwise_conv2d": 4, "conv2d": 4, "linear": 1}
-CLASSES = {"squeezeformer": dict(depth=2, reduce_at=0, recover_at=1, kernel=3), "conformer": dict(depth=1, kernel=4)}
-SMALL = {name: dict(dim=16, heads=2, ff_factor=2) | keywords for name, keywords in CLASSES.items()}
-SMALL["squeezeformer"] |= dict(depth=3, reduce_at=1, recover_at=2)
+TINY = dict(dim=4, heads=1, ff_factor=1)  # hundreds of forwards each
+SHORT = {
+    "squeezeformer": TINY | dict(depth=2, reduce_at=0, recover_at=1, kernel=3, positions="none"),
+    "conformer": TINY | dict(depth=1, kernel=4, positions="none"),
+    "fastconformer": TINY | dict(depth=1, stem_channels=2, positions="none"),
+    "conformer_swb": TINY | dict(depth=1, kernel=4),
+}
+
+PARTS = (LayerNorm, FeedForward, LearnedScale, ConvModule, Attention)
+# Export takes seconds: one of each class, and the choices that bring operations of their own.
+OWN = {"positions", "stem", "context", "gate", "norm", "upsample", "reduce_at"}
+EXPORTED = BACKBONES + [part for part in VARIANTS if part["name"] == "squeezeformer" and OWN & changed(part).keys()]
 
 # reference/backbones.md, section 1: parameters of the encoder, and with the CTC head of 128 units and the running
 # statistics of BatchNorm.
@@ -30,6 +44,12 @@ PARAMETERS = {
     "conformer_ctc_s": (8_711_136, 8_734_304),
     "conformer_ctc_m": (27_328_000, 27_369_088),
     "conformer_ctc_l": (121_436_160, 121_520_256),
+}
+# Section 1.4, NeMo's count of the encoder.
+FASTCONFORMER = {
+    "fastconformer_s": 12_600_240,
+    "fastconformer_m": 26_128_640,
+    "fastconformer_l": 108_762_112,
 }
 # The same section's breakdown: stem, block norms, feed-forward, scales, conv modules, attention, reduce, recover and
 # the LayerNorm before block 0.
@@ -54,12 +74,12 @@ def count(module: nn.Module) -> int:
 
 def on_meta(name: str, **keywords) -> nn.Module:
     with torch.device("meta"):
-        return create_backbone(name, in_dim=80, **keywords)
+        return create_backbone(name, **{"in_dim": 80} | keywords)
 
 
-def small(name: str, stem: str = "depthwise_conv2d", **keywords) -> nn.Module:
+def small(part: dict, **keywords) -> nn.Module:
     torch.manual_seed(0)
-    return create_backbone(name, in_dim=16, stem=stem, **SMALL[name] | keywords)
+    return create_backbone(**part | {"in_dim": 16} | keywords)
 
 
 def batch(frames: int = 57, features: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -77,39 +97,57 @@ def test_length_formula():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("stem", STEMS)
-def test_stem_length_for_every_length(stem):
-    module = make_stem(stem, 3, 2)
-    assert module.stride == STEMS[stem]
+@pytest.mark.parametrize(("stem", "stride"), [(stem, stride) for stem in STEMS for stride in STEMS[stem]])
+def test_stem_length_for_every_length(stem, stride):
+    module = make_stem(stem, 4, 2, stride).eval()
+    assert module.stride == stride
     for frames in range(1, LONGEST + 1):
-        x, mask = module(torch.ones(1, frames, 3), mask_of(torch.tensor([frames]), frames))
-        assert x.shape == (1, ceil_of(frames, STEMS[stem]), 2)
+        x, mask = module(torch.ones(1, frames, 4), mask_of(torch.tensor([frames]), frames))
+        assert x.shape == (1, ceil_of(frames, stride), 2)
         assert mask.shape == x.shape[:2] and mask.all()
-    lengths = torch.arange(1, LONGEST + 1)
-    x, mask = module(torch.ones(LONGEST, LONGEST, 3), mask_of(lengths, LONGEST))
-    assert lengths_of(mask).tolist() == [ceil_of(length, STEMS[stem]) for length in lengths.tolist()]
+    lengths = torch.arange(1, LONGEST + 1, 3)
+    x, mask = module(torch.ones(len(lengths), LONGEST, 4), mask_of(lengths, LONGEST))
+    assert lengths_of(mask).tolist() == [ceil_of(length, stride) for length in lengths.tolist()]
+
+
+def test_a_stem_says_which_strides_it_has():
+    assert {make_stem(stem, 4, 2).stride for stem in STEMS} == {4, 1, 3, 16}
+    for stem, stride in (("linear", 2), ("conv2d", 3), ("vgg", 8), ("signal", 1)):
+        with pytest.raises(ValueError, match=f"stem '{stem}' has no stride {stride}; it has"):
+            make_stem(stem, 4, 2, stride)
+    with pytest.raises(ValueError, match="keeps the 4 features of a frame, and dim is 2"):
+        make_stem("none", 4, 2)
+    x, mask = torch.full((1, 3, 4), float("nan")), torch.tensor([[True, True, False]])
+    assert make_stem("none", 4, 4)(x, mask)[0].isnan().sum() == 8
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("stem", STEMS)
-@pytest.mark.parametrize("name", CLASSES)
-def test_backbone_length_for_every_length(name, stem):
+@pytest.mark.parametrize("name", SHORT)
+def test_backbone_length_for_every_length(name):
     torch.manual_seed(0)
-    keywords = dict(in_dim=3, dim=4, heads=1, ff_factor=1, positions="none", stem=stem)
-    model = create_backbone(name, **keywords, **CLASSES[name]).eval()
+    model = create_backbone(name, in_dim=4, **SHORT[name]).eval()
     stride = model.stride
-    assert stride == STEMS[stem] and model.dim == 4
-    # Each T by itself (the two conv stems have one length formula, so one of them), then lengths inside a batch.
-    for frames in range(1, LONGEST + 1, 1 if stem != "conv2d" else 7):
-        y, mask = model(torch.ones(1, frames, 3), mask_of(torch.tensor([frames]), frames))
-        assert y.shape == (1, ceil_of(frames, stride), 4) and mask.shape == y.shape[:2] and mask.all()
+    for frames in range(1, LONGEST + 1):
+        y, mask = model(torch.ones(1, frames, 4), mask_of(torch.tensor([frames]), frames))
+        assert y.shape == (1, ceil_of(frames, stride), model.dim) and mask.shape == y.shape[:2] and mask.all()
     size = 64
     for last in (size, 257, LONGEST):
         lengths = torch.arange(last - size + 1, last + 1)
-        y, mask = model(torch.randn(size, last + 3, 3), mask_of(lengths, last + 3))
+        y, mask = model(torch.randn(size, last + 3, 4), mask_of(lengths, last + 3))
         expected = [ceil_of(length, stride) for length in lengths.tolist()]
-        assert y.shape == (size, ceil_of(last + 3, stride), 4)
+        assert y.shape == (size, ceil_of(last + 3, stride), model.dim)
         assert lengths_of(mask).tolist() == lengths_of(y.any(dim=2)).tolist() == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", VARIANTS, ids=title)
+def test_length_of_a_variant(part):
+    model = small(part).eval()
+    for frames in (1, 2, 7, 31, 32, 33, 64):
+        lengths = torch.arange(1, frames + 1)
+        y, mask = model(torch.randn(frames, frames, 16), mask_of(lengths, frames))
+        assert y.shape[1] == mask.shape[1] == ceil_of(frames, model.stride)
+        assert lengths_of(mask).tolist() == [ceil_of(length, model.stride) for length in lengths.tolist()]
 
 
 @torch.no_grad()
@@ -124,23 +162,21 @@ def test_logmel_length_for_every_length(rate, window_ms, hop_ms):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", CLASSES)
-def test_state_dict_round_trip(name):
-    model, other = small(name).eval(), small(name)
+@pytest.mark.parametrize("part", BACKBONES + VARIANTS, ids=title)
+def test_state_dict_round_trip(part):
+    model, other = small(part).eval(), small(part)
     for parameter in other.parameters():
         parameter.normal_()
     state = model.state_dict()
     other.load_state_dict(state, strict=True)
-    assert state.keys() == {n for n, _ in model.named_parameters()} | {n for n, _ in model.named_buffers()}
-    assert not any("table" in key for key in state)
+    statistics = {name for name, _ in model.named_buffers() if "running" in name}
+    assert state.keys() == {name for name, _ in model.named_parameters()} | statistics
     assert torch.equal(model(*batch())[0], other.eval()(*batch())[0])
 
 
-@pytest.mark.parametrize("positions", ["xl", "rotary", "none"])
-@pytest.mark.parametrize("stem", STEMS)
-@pytest.mark.parametrize("name", CLASSES)
-def test_every_parameter_gets_a_finite_gradient(name, stem, positions):
-    model = small(name, stem, positions=positions).train()
+@pytest.mark.parametrize("part", BACKBONES + VARIANTS, ids=title)
+def test_every_parameter_gets_a_finite_gradient(part):
+    model = small(part).train()
     y, _ = model(*batch())
     (y * torch.randn_like(y)).sum().backward()
     for parameter_name, parameter in model.named_parameters():
@@ -148,15 +184,17 @@ def test_every_parameter_gets_a_finite_gradient(name, stem, positions):
         assert parameter.grad.isfinite().all() and parameter.grad.any(), parameter_name
 
 
-@pytest.mark.parametrize("name", CLASSES)
-def test_export_with_dynamic_batch_and_time(name):
-    model, (x, mask) = small(name).eval(), batch()
-    axes = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("time", min=17, max=4096)}
+@pytest.mark.parametrize("part", EXPORTED, ids=title)
+def test_export_with_dynamic_batch_and_time(part):
+    model, (x, mask) = small(part).eval(), batch(333)
+    shortest = 4 * 16 + 1 if part.get("stem") == "signal" else 33 if part.get("stem_stride") == 8 else 17
+    axes = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("time", min=shortest, max=4096)}
     # Some facts, such as that T is a multiple of itself, are beyond the prover: they become checks at run time.
     exported = torch.export.export(
         model, (x, mask), dynamic_shapes=(axes, axes), prefer_deferred_runtime_asserts_over_guards=True
     ).module()
-    for items, frames in [(1, 17), (2, 18), (5, 19), (1, 20), (3, 57), (2, 100), (4, 333)]:
+    for items, more in [(1, 0), (2, 1), (5, 2), (1, 3), (3, 40), (2, 83), (4, 316)]:
+        frames = shortest + more
         x, mask = torch.randn(items, frames, 16), mask_of(torch.randint(1, frames + 1, (items,)), frames)
         (y, y_mask), (found, found_mask) = model(x, mask), exported(x, mask)
         assert torch.equal(y_mask, found_mask)
@@ -164,9 +202,10 @@ def test_export_with_dynamic_batch_and_time(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", SMALL)
 def test_forward_intermediates_agrees_with_forward(name):
-    model, (x, mask), seen = small(name, depth=4).eval(), batch(), []
+    model, (x, mask), seen = small({"name": name} | SMALL[name], depth=4, upsample=False, long_skip=False), batch(), []
+    model.eval()
     for block in model.blocks:
         block.register_forward_hook(lambda _, inputs, output: seen.append(zero_padding(output, inputs[1])))
     y, y_mask = model(x, mask)
@@ -182,7 +221,7 @@ def test_forward_intermediates_agrees_with_forward(name):
 
 
 def test_reduced_blocks_run_at_half_the_rate():
-    model = small("squeezeformer", depth=5, reduce_at=1, recover_at=4).eval()
+    model = small(BACKBONES[0], depth=5, reduce_at=1).eval()  # recovered before the last block when not said
     x, mask = batch(101)
     assert [y.shape[1] for y in model.forward_intermediates(x, mask)[2]] == [26, 13, 13, 13, 26]
     bias, seen = torch.randn(3, 2, 26, 26), []
@@ -191,10 +230,29 @@ def test_reduced_blocks_run_at_half_the_rate():
     model(x, mask, bias)
     assert seen[0] is bias and seen[4] is bias
     assert all(torch.equal(seen[index], bias[..., ::2, ::2]) for index in (1, 2, 3))
-    with pytest.raises(ValueError, match="must be in order"):
-        small("squeezeformer", depth=5, reduce_at=4, recover_at=1)
-    with pytest.raises(ValueError, match="must be in order"):
-        small("squeezeformer", depth=5, reduce_at=1, recover_at=None)
+
+
+def test_reductions_nest_and_need_not_be_recovered():
+    model = small(BACKBONES[0], depth=6, reduce_at=[1, 2], recover_at=[3, 5]).eval()
+    x, mask = batch(101)
+    assert [y.shape[1] for y in model.forward_intermediates(x, mask)[2]] == [26, 13, 7, 13, 13, 26]
+    model = small(BACKBONES[0], depth=3, reduce_at=[0, 2], recover_at=[]).eval()
+    assert model.stride == 16 and model(x, mask)[0].shape[1] == ceil_of(101, 16)
+    for reduce_at, recover_at in ((4, 1), (1, 5), (1, 1), ([1, 2], None), (None, 2), ([1], [2, 3])):
+        with pytest.raises(InputError, match=r"must be in order|needs recover_at"):
+            small(BACKBONES[0], depth=5, reduce_at=reduce_at, recover_at=recover_at)
+
+
+def test_choices_that_do_not_go_together_are_refused():
+    for keywords, words in (
+        (dict(layout="AXF"), "expected letters A, C, F or f"),
+        (dict(layout=["AF"]), "layout has 1 strings for a depth of 3"),
+        (dict(long_skip=True), "long_skip needs one frame rate"),
+        (dict(upsample=True, recover_at=[]), "upsample needs a restored frame rate"),
+        (dict(heads=5), "dim 12 is not a multiple of heads 5"),
+    ):
+        with pytest.raises(InputError, match=words):
+            small(BACKBONES[0], **keywords)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -212,27 +270,45 @@ def test_parameters_of_a_published_size(name):
 def test_parameter_breakdown_of_squeezeformer(name):
     model = on_meta(name)
     D, blocks = model.dim, model.blocks
+    kinds = {kind: sum(count(m) for m in blocks.modules() if isinstance(m, kind)) for kind in PARTS}
+    norms, ff, scales, conv, attention = kinds.values()
+    inner = sum(count(m.norm) for m in blocks.modules() if isinstance(m, ConvModule))
     found = (
         count(model.stem),
-        sum(count(block.norms) for block in blocks),
-        sum(count(block.attention_ff) + count(block.conv_ff) for block in blocks),
-        sum(count(block.scales) for block in blocks),
-        sum(count(block.conv) for block in blocks),
-        sum(count(block.attention) for block in blocks),
-        count(model.reduction),
-        count(model.recovery),
+        norms,
+        ff,
+        scales,
+        conv,
+        attention,
+        count(model.reductions),
+        count(model.recoveries),
         count(model.norm),
     )
+    assert inner == sum(count(m) for m in blocks.modules() if isinstance(m, MaskedBatchNorm))
     assert found == BREAKDOWN[name] and sum(found) == PARAMETERS[name][0]
     per_block = [8 * D, 16 * D**2 + 10 * D, 8 * D, 4 * D**2 + 71 * D, 5 * D**2 + 6 * D]
     assert [value / len(blocks) for value in found[1:6]] == per_block
     assert found[:1] + found[6:] == (21 * D**2 + 22 * D, D**2 + 7 * D, D**2 + D, 2 * D)
 
 
-@pytest.mark.parametrize("name", [name for name in list_backbones("conformer_*") if name not in PARAMETERS])
+@pytest.mark.parametrize("name", FASTCONFORMER)
+def test_parameters_of_fastconformer(name):
+    assert count(on_meta(name)) == FASTCONFORMER[name]
+
+
+def test_parameters_of_the_switchboard_hybrid():
+    """Section 5: 72.6 M in the blocks, 78.4 M with 9,001 states, 88.15 M with the auxiliary heads, to their digits."""
+    model = on_meta("conformer_swb", in_dim=40)
+    states = 512 * 9001 + 9001
+    used = count(model) + states
+    assert round(count(model.blocks) / 1e6, 1) == 72.6 and round(used / 1e6, 1) == 78.4
+    assert round((used + 2 * (512 * 512 + 512 + states)) / 1e6, 2) == 88.15
+
+
+@pytest.mark.parametrize("name", ["conformer_s", "conformer_m", "conformer_l"])
 def test_parameters_of_other_conformers_follow_the_formula(name):
     model = on_meta(name)
-    D, kernel = model.dim, model.blocks[0].conv.depthwise.kernel
+    D, kernel = model.dim, model.blocks[0].branches[2].depthwise.kernel
     block = (16 * D**2 + 10 * D) + (5 * D**2 + 6 * D) + (3 * D**2 + (kernel + 6) * D) + 10 * D
     stem = (9 * D + D) + (9 * D**2 + D) + (20 * D**2 + D)
     assert count(model) == stem + len(model.blocks) * block

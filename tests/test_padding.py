@@ -5,12 +5,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from variants import BACKBONES, PRESETS, SMALL, TINY, VARIANTS, registered, title
 
 from seqformer.batch import Batch
 from seqformer.frontends.audio import SpecAugment
 from seqformer.model import create_model
 from seqformer.nn.mask import lengths_of, mask_of, strided
-from seqformer.registry import lookup, names
 
 torch.set_num_threads(1)
 
@@ -31,29 +31,14 @@ HEADS = {
     "ctc": [{}],
     "framewise": [{"loss": "classes"}, {"loss": "mae"}, {"loss": "mse"}],
 }
-POSITIONS, STEMS = ("xl", "rotary", "none"), ("depthwise_conv2d", "conv2d", "linear")
-CLASSES = {
-    "squeezeformer": dict(depth=3, reduce_at=1, recover_at=2, kernel=5),
-    "conformer": dict(depth=2, kernel=4, input_norm=True),
-}
-SMALL = dict(dim=12, heads=2, ff_factor=2, dropout=0.0)
-
-
-def registered(kind: str) -> list[str]:
-    """The library's own names; a competition's or another test's are not ours to check."""
-    return [name for name in names(kind) if lookup(kind, name).__module__.startswith("seqformer.")]
-
-
-PRESETS = [name for name in registered("backbone") if hasattr(lookup("backbone", name), "preset_of")]
+# Every frontend with one backbone, every backbone with one frontend: they meet in Features, whose mask is tested here.
 FRONTS = [{"name": name} | keywords for name, cases in FRONTENDS.items() for keywords in cases]
-BACKBONES = [
-    {"name": name, "positions": positions, "stem": stem} | SMALL | keywords
-    for (name, keywords), positions, stem in itertools.product(CLASSES.items(), POSITIONS, STEMS)
-]
+DENSE = FRONTS[-1]
+PAIRS = [(front, BACKBONES[0]) for front in FRONTS] + [(DENSE, part) for part in BACKBONES[1:] + VARIANTS]
 
 
-def title(part: dict) -> str:
-    return "-".join([part["name"], *(str(part[key]) for key in ("normalize", "positions", "stem") if key in part)])
+def pair_title(value: dict) -> str:
+    return "-".join(map(str, value.values())) if value in FRONTS else title(value)
 
 
 def make_model(frontend: dict, backbone: dict, seed: int = 0):
@@ -217,11 +202,10 @@ def test_the_model_gives_what_its_parts_give():
 def test_every_registered_part_has_a_case():
     assert sorted(FRONTENDS) == registered("frontend")
     assert sorted(HEADS) == registered("head")
-    assert sorted([*CLASSES, *PRESETS]) == registered("backbone")
+    assert sorted({*SMALL, *PRESETS}) == registered("backbone")
 
 
-@pytest.mark.parametrize("backbone", BACKBONES, ids=title)
-@pytest.mark.parametrize("frontend", FRONTS, ids=title)
+@pytest.mark.parametrize(("frontend", "backbone"), PAIRS, ids=pair_title)
 def test_eval_output_does_not_depend_on_padding(frontend, backbone):
     model = make_model(frontend, backbone)
     worst = max(eval_gap(model, mix) for mix in MIXES)
@@ -229,8 +213,7 @@ def test_eval_output_does_not_depend_on_padding(frontend, backbone):
     assert worst <= TOLERANCE
 
 
-@pytest.mark.parametrize("backbone", BACKBONES, ids=title)
-@pytest.mark.parametrize("frontend", FRONTS, ids=title)
+@pytest.mark.parametrize(("frontend", "backbone"), PAIRS, ids=pair_title)
 def test_training_does_not_depend_on_padding(frontend, backbone):
     model, worst = make_model(frontend, backbone), 0.0
     for mix, fill in zip(MIXES, TRAIN_FILLS, strict=True):
@@ -243,7 +226,7 @@ def test_training_does_not_depend_on_padding(frontend, backbone):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_at_small_width(name):
     # Depth, reduction, recovery, stem and kernel are the preset's own; the head width is odd, as that of S and M.
-    model = make_model(FRONTS[-1], {"name": name} | SMALL | {"heads": 4, "dim": 36})
+    model = make_model(DENSE, {"name": name} | TINY | {"heads": 4, "dim": 36})
     worst = max(eval_gap(model, mix, ["noise"]) for mix in MIXES)
     print(f"eval_gap {worst:.2e}")
     assert worst <= TOLERANCE
@@ -254,24 +237,26 @@ def test_presets_at_small_width(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("backbone", BACKBONES, ids=title)
+@pytest.mark.parametrize("backbone", BACKBONES + VARIANTS, ids=title)
 def test_a_backbone_does_not_rely_on_its_frontend(backbone):
     """Padding of x of any kind, and where a frontend gives one, of the bias of the attention logits."""
-    model = make_model(FRONTS[-1], backbone).backbone.eval()
+    model = make_model(DENSE, backbone).backbone.eval()
     lengths, extra = [48, 5, 23], 16
-    x, mask, size = torch.randn(3, 48 + extra, CHANNELS), mask_of(torch.tensor(lengths), 48 + extra), 64 // model.stride
-    biases = [None, torch.randn(3, SMALL["heads"], size, size)]
+    x, mask = torch.randn(3, 48 + extra, CHANNELS), mask_of(torch.tensor(lengths), 48 + extra)
+    inner = getattr(model, "stem", model).stride  # attention's frames are those after the stem
+    size = strided(48 + extra, inner)
+    biases = [None, torch.randn(3, TINY["heads"], size, size)]
     for fill, bias in itertools.product((0.0, 10.0, 1e38, float("nan")), biases):
         y, _ = model(x.masked_fill(~mask[..., None], fill), mask, bias)
         for row, length in enumerate(lengths):
-            out = strided(length, model.stride)
-            own = None if bias is None else bias[row, None, :, :out, :out]
+            out, own = strided(length, model.stride), strided(length, inner)
+            own = None if bias is None else bias[row, None, :, :own, :own]
             alone, _ = model(x[row, None, :length], mask[row, None, :length], own)
             assert gap(y[row, :out], alone[0]) <= TOLERANCE and not y[row, out:].any()
 
 
-@pytest.mark.parametrize("backbone", [BACKBONES[0], BACKBONES[9]], ids=title)
-@pytest.mark.parametrize("frontend", [FRONTS[0], FRONTS[-1]], ids=title)
+@pytest.mark.parametrize("backbone", BACKBONES, ids=title)
+@pytest.mark.parametrize("frontend", [FRONTS[0], DENSE], ids=pair_title)
 def test_an_item_without_frames_gives_zeros_and_adds_nothing(frontend, backbone):
     model = make_model(frontend, backbone)
     items = make_items(model, MIXES[2])
@@ -306,7 +291,7 @@ def test_an_item_without_frames_gives_zeros_and_adds_nothing(frontend, backbone)
     assert all(torch.equal(running[name], value) for name, value in before.items())
 
 
-@pytest.mark.parametrize("backbone", BACKBONES, ids=title)
+@pytest.mark.parametrize("backbone", BACKBONES + VARIANTS, ids=title)
 def test_bfloat16_autocast_is_near_float32(backbone):
     model = make_model(FRONTS[0], backbone).eval()
     batch = make_batch(model, make_items(model, MIXES[3]), 5, "noise")
@@ -320,7 +305,7 @@ def test_bfloat16_autocast_is_near_float32(backbone):
     assert error <= 2e-2
 
 
-@pytest.mark.parametrize("backbone", [BACKBONES[0], BACKBONES[9]], ids=title)
+@pytest.mark.parametrize("backbone", BACKBONES + VARIANTS, ids=title)
 def test_the_order_of_a_batch_does_not_matter(backbone):
     model = make_model(FRONTS[0], backbone).eval()
     items, order = make_items(model, MIXES[4]), [2, 0, 3, 1]

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from seqformer.backbones import conformer, squeezeformer
+from seqformer.model import create_backbone
 from seqformer.nn.attention import Attention
-from seqformer.nn.conv import ConvModule, DepthwiseConv, TimeRecovery, TimeReduction
+from seqformer.nn.conv import ConvModule, DepthwiseConv, TimeRecovery, TimeReduction, TimeUpsample
+from seqformer.nn.drop_path import drop_path
 from seqformer.nn.feedforward import FeedForward
 from seqformer.nn.mask import mask_of, masked_mean, zero_padding
 from seqformer.nn.norm import LearnedScale, MaskedBatchNorm
@@ -95,14 +96,6 @@ def test_attention_without_a_table_is_softmax_attention(positions, with_bias):
     score = (q @ k.mT / 3**0.5 + bias).masked_fill(~MASK[:, None, None], -math.inf)
     expected = module.out((score.softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
     close(zero_padding(y, MASK), zero_padding(expected, MASK), 1e-6)
-
-
-@pytest.mark.parametrize("positions", ["xl", "rotary", "none"])
-def test_attention_of_an_empty_item_is_finite(positions):
-    module, x = perturbed(Attention(6, heads=2, positions=positions)), frames(2, 5, 6).requires_grad_()
-    y = module(x, mask_of(torch.tensor([4, 0]), 5), sinusoid_table(5, 6, x))
-    y.sum().backward()
-    assert y.isfinite().all() and x.grad.isfinite().all()
 
 
 def test_attention_says_which_width_does_not_fit():
@@ -245,14 +238,21 @@ def test_learned_scale_starts_as_identity_and_scales_channels():
 
 
 def plain_ff(module: FeedForward, x: torch.Tensor) -> torch.Tensor:
-    wide = x @ module[0].weight.T + module[0].bias
-    return (wide * torch.sigmoid(wide)) @ module[3].weight.T + module[3].bias
+    wide = x @ module.expand.weight.T + module.expand.bias
+    return (wide * torch.sigmoid(wide)) @ module.project.weight.T + module.project.bias
 
 
 def test_feed_forward():
     module, x = perturbed(FeedForward(4, factor=3, dropout=0.5)), frames(2, 3, 4)
-    assert module[0].out_features == 12
+    assert module.expand.out_features == 12
     close(module(x), plain_ff(module, x))
+
+
+def test_gated_feed_forward():
+    """SwiGLU: Swish of one half of a projection times the other half."""
+    module, x = perturbed(FeedForward(4, factor=1.5, glu=True, bias=False)), frames(2, 3, 4)
+    gate, value = x @ module.expand.weight[:6].T, x @ module.expand.weight[6:].T
+    close(module(x), (gate * torch.sigmoid(gate) * value) @ module.project.weight.T)
 
 
 def plain_conv(module: ConvModule, x: torch.Tensor, mask: torch.Tensor, activation: str) -> torch.Tensor:
@@ -298,37 +298,91 @@ def test_masked_mean_counts_real_frames():
     assert not masked_mean(x, torch.zeros_like(MASK)).any()
 
 
+def made_block(name: str, **keywords) -> nn.Module:
+    model = create_backbone(name, in_dim=6, dim=6, depth=1, heads=2, ff_factor=2, dropout=0.5, **keywords)
+    return perturbed(model.blocks[0])
+
+
 @torch.no_grad()
 def test_squeezeformer_block():
     """reference/backbones.md, section 2, item 3: attention, FF, conv, FF; scale before, LayerNorm after, factor 1."""
-    block = perturbed(squeezeformer.Block(6, heads=2, kernel=5, ff_factor=2, positions="xl", dropout=0.5))
-    x, branches = frames(3, 7, 6), (0, 1, 2, 3)
+    block, x = made_block("squeezeformer", kernel=5), frames(3, 7, 6)
     y = block(x, MASK, sinusoid_table(7, 6, x), None)
     for item, length in enumerate(LENGTHS.tolist()):
         z, one = x[item, :length], torch.ones(1, length, dtype=torch.bool)
-        for branch in branches:
-            scaled = z * block.scales[branch].scale + block.scales[branch].bias
-            if branch == 0:
-                change = plain_attention(block.attention, scaled, length)
-            elif branch == 2:
-                change = plain_conv(block.conv, scaled[None], one, "swish")[0]
+        for number, branch in enumerate(block.branches):
+            scaled = z * block.before[number].scale + block.before[number].bias
+            if number == 0:
+                change = plain_attention(branch, scaled, length)
+            elif number == 2:
+                change = plain_conv(branch, scaled[None], one, "swish")[0]
             else:
-                change = plain_ff(block.attention_ff if branch == 1 else block.conv_ff, scaled)
-            z = F.layer_norm(z + change, (6,), block.norms[branch].weight, block.norms[branch].bias, 1e-5)
+                change = plain_ff(branch, scaled)
+            z = F.layer_norm(z + change, (6,), block.after[number].weight, block.after[number].bias, 1e-5)
         close(y[item, :length], z, 1e-5)
 
 
 @torch.no_grad()
 def test_conformer_block():
     """Conformer paper, section 2.4: half FF, attention, conv, half FF, LayerNorm before each and at the end."""
-    block = perturbed(conformer.Block(6, heads=2, kernel=4, ff_factor=2, positions="xl", dropout=0.5))
-    x = frames(3, 7, 6)
+    block, x = made_block("conformer", kernel=4), frames(3, 7, 6)
     y = block(x, MASK, sinusoid_table(7, 6, x), None)
     for item, length in enumerate(LENGTHS.tolist()):
         z, one = x[item, :length], torch.ones(1, length, dtype=torch.bool)
-        norms = [lambda v, n=norm: F.layer_norm(v, (6,), n.weight, n.bias, 1e-5) for norm in block.norms]
-        z = z + plain_ff(block.first_ff, norms[0](z)) / 2
-        z = z + plain_attention(block.attention, norms[1](z), length)
-        z = z + plain_conv(block.conv, norms[2](z)[None], one, "glu")[0]
-        z = norms[4](z + plain_ff(block.second_ff, norms[3](z)) / 2)
+        norms = [
+            lambda v, n=norm: F.layer_norm(v, (6,), n.weight, n.bias, 1e-5) for norm in [*block.before, block.final]
+        ]
+        z = z + plain_ff(block.branches[0], norms[0](z)) / 2
+        z = z + plain_attention(block.branches[1], norms[1](z), length)
+        z = z + plain_conv(block.branches[2], norms[2](z)[None], one, "glu")[0]
+        z = norms[4](z + plain_ff(block.branches[3], norms[3](z)) / 2)
         close(y[item, :length], z, 1e-5)
+
+
+@torch.no_grad()
+def test_the_scale_of_a_branch_may_follow_it():
+    block, x = made_block("squeezeformer", layout="FF", norms="post_scale_out"), frames(3, 7, 6)
+    z = x
+    for branch, scale, norm in zip(block.branches, block.scales, block.after, strict=True):
+        z = F.layer_norm(z + plain_ff(branch, z) * scale.scale + scale.bias, (6,), norm.weight, norm.bias, 1e-5)
+    close(block(x, MASK, None, None), z)
+
+
+def test_a_layout_is_the_order_of_the_branches():
+    model = create_backbone("squeezeformer", in_dim=6, dim=6, depth=2, heads=2, layout=["C3AF", "fACf"])
+    kinds = {Attention: "A", ConvModule: "C", FeedForward: "F"}
+    assert ["".join(kinds[type(branch)] for branch in block.branches) for block in model.blocks] == ["CCCAF", "FACF"]
+    assert [block.letters for block in model.blocks] == ["CCCAF", "fACf"]
+
+
+def test_the_long_skip_adds_the_stem_to_every_block():
+    model = create_backbone(
+        "squeezeformer", in_dim=6, dim=6, depth=3, heads=2, stem="linear", input_norm=False, long_skip=True
+    ).eval()
+    for block in model.blocks:  # a block that gives nothing shows what is added
+        block.forward = lambda x, *_: torch.zeros_like(x)
+    x = frames(3, 7, 6).float()
+    expected = zero_padding(6**0.5 * model.stem.linear(x), MASK)
+    _, _, every = model.forward_intermediates(x, MASK)
+    for y in every:
+        close(y, expected, 1e-6)
+
+
+def test_drop_path_leaves_out_items_and_keeps_the_mean():
+    x = torch.ones(4000, 2, 3)
+    torch.manual_seed(0)
+    y = drop_path(x, 0.25, training=True)
+    assert set(y.unique().tolist()) == {0.0, y.max().item()} and y.max() == pytest.approx(4 / 3)
+    assert torch.equal(y, y[:, :1, :1].expand_as(y)) and y.mean() == pytest.approx(1, abs=0.03)
+    assert drop_path(x, 0.25, training=False) is x and drop_path(x, 0.0, training=True) is x
+    model = create_backbone("squeezeformer", in_dim=6, dim=6, depth=3, heads=2, drop_path=0.2)
+    assert [block.rate for block in model.blocks] == [0, 0.1, 0.2]
+
+
+def test_upsampling_gives_each_frame_its_own_share():
+    module, x = perturbed(TimeUpsample(4, stride=3)), frames(2, 3, 4)
+    y = module(x, 8)
+    assert y.shape == (2, 8, 4)
+    for t in range(8):
+        linear = x[:, t // 3] @ module.conv.weight[:, :, t % 3] + module.conv.bias
+        close(y[:, t], linear * torch.sigmoid(linear))

@@ -6,24 +6,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqformer.nn.gate import EfficientChannelAttention, SqueezeExcite
 from seqformer.nn.mask import stride_mask, zero_padding
 from seqformer.nn.norm import MaskedBatchNorm
+
+ConvActivation = Literal["swish", "glu"]
+Gate = Literal["none", "se", "eca"]
+
+
+def make_gate(kind: Gate, dim: int) -> nn.Module | None:
+    """The channel gate of a kind."""
+    return {"none": lambda _: None, "se": SqueezeExcite, "eca": EfficientChannelAttention}[kind](dim)
 
 
 class DepthwiseConv(nn.Module):
     """One filter per channel over time: x (B, T, C), mask (B, T) -> (B, ceil(T / stride), C).
 
     Padded frames are zeroed first. 'Same' padding, the odd frame of an even kernel on the right; ``causal`` pads on
-    the left only. weight (C, 1, kernel), as in Conv1d.
+    the left only, ``left`` says how many frames. weight (C, 1, kernel), as in Conv1d.
     """
 
-    def __init__(self, dim: int, kernel: int, stride: int = 1, causal: bool = False):
+    def __init__(
+        self,
+        dim: int,
+        kernel: int,
+        stride: int = 1,
+        causal: bool = False,
+        left: int | None = None,
+        bias: bool = True,
+    ):
         super().__init__()
         self.kernel, self.stride = kernel, stride
-        self.left = kernel - 1 if causal else (kernel - 1) // 2
+        self.left = left if left is not None else kernel - 1 if causal else (kernel - 1) // 2
         bound = kernel**-0.5
         self.weight = nn.Parameter(torch.empty(dim, 1, kernel).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound)) if bias else None
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = F.pad(zero_padding(x, mask), (0, 0, self.left, self.kernel - 1 - self.left))
@@ -34,40 +51,80 @@ class DepthwiseConv(nn.Module):
 
 
 class ConvModule(nn.Module):
-    """Pointwise, activation, depthwise, BatchNorm, Swish, pointwise, dropout: x (B, T, D), mask (B, T) -> (B, T, D).
+    """Pointwise, activation, depthwise, norm, Swish, gate, pointwise, dropout: x (B, T, D), mask (B, T) -> (B, T, D).
 
     ``swish`` keeps the inner width at 2D (Squeezeformer, section 3.1.2); ``glu`` halves it to D (Conformer).
+    ``gate``: squeeze-excite or efficient channel attention over the item, or none.
     """
 
-    def __init__(self, dim: int, kernel: int = 31, activation: Literal["swish", "glu"] = "swish", dropout: float = 0.0):
+    def __init__(
+        self,
+        dim: int,
+        kernel: int = 31,
+        activation: ConvActivation = "swish",
+        dropout: float = 0.0,
+        causal: bool = False,
+        gate: Gate = "none",
+        bias: bool = True,
+        norm: nn.Module | None = None,
+    ):
         super().__init__()
-        width = 2 * dim if activation == "swish" else dim
-        self.expand = nn.Linear(dim, 2 * dim)
+        width = conv_width(dim, activation)
+        self.expand = nn.Linear(dim, 2 * dim, bias=bias)
         self.activation = nn.SiLU() if activation == "swish" else nn.GLU(dim=-1)
-        self.depthwise = DepthwiseConv(width, kernel)
-        self.norm = MaskedBatchNorm(width)
-        self.project = nn.Linear(width, dim)
+        self.depthwise = DepthwiseConv(width, kernel, causal=causal, bias=bias)
+        self.norm = norm or MaskedBatchNorm(width)
+        self.gate = make_gate(gate, width)
+        self.project = nn.Linear(width, dim, bias=bias)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = self.depthwise(self.activation(self.expand(x)), mask)
-        return self.dropout(self.project(F.silu(self.norm(x, mask))))
+        x = F.silu(self.norm(x, mask))
+        if self.gate is not None:
+            x = self.gate(x, mask)
+        return self.dropout(self.project(x))
+
+
+def conv_width(dim: int, activation: ConvActivation) -> int:
+    """Channels of a ConvModule's depthwise convolution."""
+    return 2 * dim if activation == "swish" else dim
 
 
 class TimeReduction(nn.Module):
     """Halve the frame rate: x (B, T, D), mask (B, T) -> (B, ceil(T / 2), D), mask.
 
-    Depthwise convolution of kernel 5, stride 2, centred on frame 2j, then pointwise, no activation. The paper's text
-    says kernel 3; its code, and so its weights, have 5.
+    Depthwise convolution of kernel 5, stride 2, then pointwise, no activation. The paper's text says kernel 3; its
+    code, and so its weights, have 5. Frame j sees 2j - ``left`` to 2j - ``left`` + 4: ours is centred, NeMo's looks
+    back (3), the official one ahead (0). ``drop_odd`` gives the official zeros in place of the last frame of an odd T.
     """
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, left: int = 2, drop_odd: bool = False):
         super().__init__()
-        self.depthwise = DepthwiseConv(dim, kernel=5, stride=2)
+        self.depthwise = DepthwiseConv(dim, kernel=5, stride=2, left=left)
         self.pointwise = nn.Linear(dim, dim)
+        self.drop_odd = drop_odd
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        return self.pointwise(self.depthwise(x, mask)), stride_mask(mask, 2)
+        y, half = self.pointwise(self.depthwise(x, mask)), stride_mask(mask, 2)
+        if self.drop_odd:
+            y = y * (torch.arange(y.shape[1], device=y.device) < x.shape[1] // 2)[:, None]
+        return y, half
+
+
+class TimeUpsample(nn.Module):
+    """Each frame becomes ``stride`` frames: transposed convolution of that kernel, Swish, dropout (Zeineldeen 2022).
+
+    x (B, T', D), frames T -> (B, T, D), cut to T.
+    """
+
+    def __init__(self, dim: int, stride: int, dropout: float = 0.0):
+        super().__init__()
+        self.conv = nn.ConvTranspose1d(dim, dim, stride, stride=stride)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, frames: int) -> Tensor:
+        return self.dropout(F.silu(self.conv(x.transpose(1, 2)).transpose(1, 2)[:, :frames]))
 
 
 class TimeRecovery(nn.Module):

@@ -1,10 +1,14 @@
-"""Learned scale, and a BatchNorm that counts real frames only."""
+"""Norms and the learned scale. Each is called as ``norm(x, mask)``, although only BatchNorm needs the mask."""
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import all_reduce, is_available, is_initialized
 
 from seqformer.nn.mask import zero_padding
+
+NormKind = Literal["layer", "rms", "batch"]
 
 
 class LearnedScale(nn.Module):
@@ -15,8 +19,30 @@ class LearnedScale(nn.Module):
         self.scale = nn.Parameter(torch.ones(dim))
         self.bias = nn.Parameter(torch.zeros(dim))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         return x * self.scale + self.bias
+
+
+class NoNorm(nn.Module):
+    """Frames as they are, where a block has no norm or scale."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return x
+
+
+class LayerNorm(nn.LayerNorm):
+    """Over the channels of a frame (Ba et al. 2016)."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x)
+
+
+class RMSNorm(nn.RMSNorm):
+    """Over the channels of a frame, without centring and without a bias (Zhang and Sennrich 2019)."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        # Autocast does not know this one: left to itself it mixes a bfloat16 input with a float32 weight, slowly.
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
 
 
 class MaskedBatchNorm(nn.Module):
@@ -55,6 +81,13 @@ class MaskedBatchNorm(nn.Module):
             self.running_mean.lerp_(mean.to(self.running_mean.dtype), pace)
             self.running_var.lerp_(unbiased.to(self.running_var.dtype), pace)
         return mean, var
+
+
+def make_norm(kind: NormKind, dim: int, eps: float = 1e-5, momentum: float = 0.015) -> nn.Module:
+    """The norm of a kind over ``dim`` channels; ``momentum`` is that of BatchNorm's running statistics."""
+    if kind == "batch":
+        return MaskedBatchNorm(dim, eps, momentum)
+    return LayerNorm(dim, eps) if kind == "layer" else RMSNorm(dim, eps)
 
 
 class SumOverProcesses(torch.autograd.Function):

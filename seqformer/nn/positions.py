@@ -1,6 +1,6 @@
-"""Relative positions: the Transformer-XL sinusoid table with its shift, and rotary embedding.
+"""Relative positions: the Transformer-XL sinusoids and their shift, rotary embedding, ALiBi, T5's and Shaw's tables.
 
-Both are functions of the distance i - j alone, so padding cannot change them.
+All are functions of the distance i - j alone, so padding cannot change them.
 """
 
 import math
@@ -42,3 +42,35 @@ def rotate(x_BHTK: Tensor, base: float = 10000.0) -> Tensor:
     cos, sin = angle.cos().to(x_BHTK.dtype), angle.sin().to(x_BHTK.dtype)
     first, second, rest = x_BHTK[..., :half], x_BHTK[..., half : 2 * half], x_BHTK[..., 2 * half :]
     return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], dim=-1)
+
+
+def distances(frames: int, like: Tensor) -> Tensor:
+    """j - i for query i and key j, (frames, frames), int64."""
+    index = torch.arange(frames, device=like.device)
+    return index - index[:, None]
+
+
+def alibi_slopes(heads: int) -> Tensor:
+    """Slopes (heads,) of attention with linear biases: 2^(-8h / heads) for h = 1 ... heads.
+
+    Source: Press et al. 2022. Where ``heads`` is no power of two, the slopes of the next lower one come first, then
+    every second one of the next higher, as in the authors' code.
+    """
+    lower = 2 ** math.floor(math.log2(heads))
+    first = [2 ** (-8 * (h + 1) / lower) for h in range(lower)]
+    rest = [2 ** (-8 * (h + 1) / (2 * lower)) for h in range(0, 2 * (heads - lower), 2)]
+    return torch.tensor(first + rest)
+
+
+def t5_bucket(distance: Tensor, buckets: int = 32, max_distance: int = 128) -> Tensor:
+    """Bucket number of a distance j - i, in both directions: exact when near, by its logarithm when far.
+
+    Source: Raffel et al. 2020, section 2.1. Half of the buckets are for later keys; in each half the first half holds
+    one distance each, and ``max_distance`` and beyond share the last.
+    """
+    half = buckets // 2
+    exact = half // 2
+    size = distance.abs()
+    share = (size.clamp(min=1).float() / exact).log() / math.log(max_distance / exact)
+    far = (exact + (share * (half - exact)).long()).clamp(max=half - 1)
+    return torch.where(size < exact, size, far) + half * (distance > 0)

@@ -1,36 +1,26 @@
 """Stems: from raw features (B, T, F) to frames (B, ceil(T / stride), D)."""
 
+import math
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from seqformer.nn.mask import stride_mask, strided, zero_padding
+from seqformer.nn.mask import lengths_of, mask_of, stride_mask, strided, zero_padding
+from seqformer.nn.norm import MaskedBatchNorm
 
-Stem = Literal["depthwise_conv2d", "conv2d", "linear"]
+Stem = Literal["none", "linear", "conv2d", "depthwise_conv2d", "vgg", "signal"]
+STRIDES = {"none": 1, "linear": 1, "conv2d": 4, "depthwise_conv2d": 4, "vgg": 3, "signal": 16}
 
 
-class Conv2dStem(nn.Module):
-    """Two 3x3 convolutions of stride 2 over (time, feature), then a linear: 4x fewer frames.
+class NoStem(nn.Module):
+    """Frames that already have the model's width, at the full rate."""
 
-    ``depthwise`` makes the second one depthwise + pointwise, without an activation between (Squeezeformer,
-    section 3.1.3). Padding 1 on both sides, so T -> ceil(T / 4); frames are zeroed before each convolution.
-    """
-
-    stride = 4
-
-    def __init__(self, in_dim: int, dim: int, depthwise: bool = True):
-        super().__init__()
-        self.first = nn.Conv2d(1, dim, 3, stride=2, padding=1)
-        self.second = nn.Conv2d(dim, dim, 3, stride=2, padding=1, groups=dim if depthwise else 1)
-        self.pointwise = nn.Linear(dim, dim) if depthwise else nn.Identity()
-        self.linear = nn.Linear(strided(in_dim, 4) * dim, dim)
+    stride = 1
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        x_B1TF = zero_padding(x, mask).unsqueeze(1)
-        x = self.first(x_B1TF).relu().permute(0, 2, 3, 1)  # (B, T, F, C): channels last from here on
-        mask = stride_mask(mask, 2)
-        x = self.second(zero_padding(x, mask).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.linear(self.pointwise(x).relu().flatten(2)), stride_mask(mask, 2)
+        return zero_padding(x, mask), mask
 
 
 class LinearStem(nn.Module):
@@ -46,8 +36,136 @@ class LinearStem(nn.Module):
         return self.linear(zero_padding(x, mask)), mask
 
 
-def make_stem(kind: Stem, in_dim: int, dim: int) -> nn.Module:
-    """The stem of a kind: a module with ``stride`` and (x, mask) -> (x, mask)."""
+class Conv2dStem(nn.Module):
+    """3x3 convolutions of stride 2 over (time, feature) with ReLU, then a linear: ``stride`` times fewer frames.
+
+    ``depthwise`` makes all but the first depthwise + pointwise, without an activation between (Squeezeformer, section
+    3.1.3; FastConformer with stride 8). Padding 1 on both sides, so T -> ceil(T / stride); frames are zeroed before
+    each convolution. ``official`` is the arithmetic of the Squeezeformer repository instead: one zero at the end of
+    either axis, T -> floor(T / 2) each time, padding not zeroed, and a mask that may count two frames too many.
+    """
+
+    def __init__(
+        self,
+        in_dim: int,
+        dim: int,
+        stride: int = 4,
+        channels: int | None = None,
+        depthwise: bool = True,
+        official: bool = False,
+    ):
+        super().__init__()
+        channels, stages = channels or dim, round(math.log2(stride))
+        self.stride, self.official = stride, official
+        sides = 0 if official else 1
+        self.first = nn.Conv2d(1, channels, 3, stride=2, padding=sides)
+        groups = channels if depthwise else 1
+        self.convs = nn.ModuleList(
+            nn.Conv2d(channels, channels, 3, stride=2, padding=sides, groups=groups) for _ in range(stages - 1)
+        )
+        self.pointwise = nn.ModuleList(
+            nn.Linear(channels, channels) if depthwise else nn.Identity() for _ in range(stages - 1)
+        )
+        self.linear = nn.Linear(strided(in_dim, stride) * channels, dim)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        x, mask = self._halved(self.first, x[..., None], mask)
+        x = x.relu()
+        for conv, pointwise in zip(self.convs, self.pointwise, strict=True):
+            x, mask = self._halved(conv, x, mask)
+            x = pointwise(x).relu()
+        if self.official:
+            mask = mask_of(lengths_of(mask), x.shape[1])
+        return self.linear(x.flatten(2)), mask
+
+    def _halved(self, conv: nn.Conv2d, x_BTFC: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """A strided convolution on channels-last frames."""
+        if self.official:
+            # The repository's own length: floor(L / 2) + 1, kept beyond the frames there are, for the next one counts
+            # from it.
+            length = lengths_of(mask) // 2 + 1
+            y_BCTF = conv(F.pad(x_BTFC.permute(0, 3, 1, 2), (0, 1, 0, 1)))
+            return y_BCTF.permute(0, 2, 3, 1), mask_of(length, mask.shape[1] // 2 + 1)
+        y_BCTF = conv(zero_padding(x_BTFC, mask).permute(0, 3, 1, 2))
+        return y_BCTF.permute(0, 2, 3, 1), stride_mask(mask, 2)
+
+
+class VGGStem(nn.Module):
+    """The front of the Switchboard hybrid: four 3x3 convolutions with Swish, the last strided in time, and a linear.
+
+    Features are halved by max-pooling after the first. Source: Zeineldeen et al. 2022 (arXiv 2111.03442), its configs.
+    """
+
+    def __init__(self, in_dim: int, dim: int, stride: int = 3):
+        super().__init__()
+        self.stride = stride
+        sizes = [(1, 32), (32, 64), (64, 64)]
+        self.convs = nn.ModuleList(nn.Conv2d(inner, outer, 3, padding=1) for inner, outer in sizes)
+        # No padding before: frame j sees 3j, 3j + 1, 3j + 2, whatever the length (TensorFlow's 'same' does so where
+        # the length is a multiple of the stride).
+        self.last = nn.Conv2d(64, 32, 3, stride=(stride, 1), padding=(0, 1))
+        self.linear = nn.Linear(in_dim // 2 * 32, dim, bias=False)
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        x = x[..., None]
+        for index, conv in enumerate(self.convs):
+            x = F.silu(conv(zero_padding(x, mask).permute(0, 3, 1, 2)))
+            x = (F.max_pool2d(x, (1, 2)) if index == 0 else x).permute(0, 2, 3, 1)
+        frames = strided(mask.shape[1], self.stride)
+        beyond = (frames - 1) * self.stride + 3 - mask.shape[1]
+        x = F.pad(zero_padding(x, mask), (0, 0, 0, 0, 0, beyond))
+        x = F.silu(self.last(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        return self.linear(x.flatten(2)), stride_mask(mask, self.stride)
+
+
+class SignalStem(nn.Module):
+    """Convolutions of kernel 5 and stride 2 over raw channels, each with BatchNorm and Swish: EEG, sensors, 2x to 16x.
+
+    The recipe of the HMS brain-activity winners' 1-D models (four strides of 2 over 16 electrodes).
+    """
+
+    def __init__(self, in_dim: int, dim: int, stride: int = 16, channels: int | None = None):
+        super().__init__()
+        self.stride = stride
+        stages = round(math.log2(stride))
+        widths = [in_dim, *[channels or dim] * (stages - 1), dim]
+        self.convs = nn.ModuleList(nn.Conv1d(inner, outer, 5, stride=2, padding=2) for inner, outer in pairwise(widths))
+        self.norms = nn.ModuleList(MaskedBatchNorm(width) for width in widths[1:])
+
+    def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        for conv, norm in zip(self.convs, self.norms, strict=True):
+            x = conv(zero_padding(x, mask).transpose(1, 2)).transpose(1, 2)
+            mask = stride_mask(mask, 2)
+            x = F.silu(norm(x, mask))
+        return x, mask
+
+
+def make_stem(
+    kind: Stem,
+    in_dim: int,
+    dim: int,
+    stride: int | None = None,
+    channels: int | None = None,
+    official: bool = False,
+) -> nn.Module:
+    """The stem of a kind: a module with ``stride`` and (x, mask) -> (x, mask).
+
+    ``stride`` None is the kind's usual one; ``channels`` is the inner width of the convolutions, ``dim`` by default.
+    Raises ValueError on a stride that the kind does not have.
+    """
+    usual = STRIDES[kind]
+    stride = usual if stride is None else stride
+    possible = {"vgg": (1, 2, 3, 4, 5), "none": (1,), "linear": (1,)}.get(kind, (2, 4, 8, 16))
+    if stride not in possible:
+        raise ValueError(f"stem {kind!r} has no stride {stride}; it has {', '.join(map(str, possible))}")
+    if kind == "none":
+        if in_dim != dim:
+            raise ValueError(f"stem 'none' keeps the {in_dim} features of a frame, and dim is {dim}; take 'linear'")
+        return NoStem()
     if kind == "linear":
         return LinearStem(in_dim, dim)
-    return Conv2dStem(in_dim, dim, depthwise=kind == "depthwise_conv2d")
+    if kind == "vgg":
+        return VGGStem(in_dim, dim, stride)
+    if kind == "signal":
+        return SignalStem(in_dim, dim, stride, channels)
+    return Conv2dStem(in_dim, dim, stride, channels, kind == "depthwise_conv2d", official)
