@@ -1,3 +1,3 @@
 """Backbones: (x (B, T, F), mask) -> (B, ceil(T / stride), D), mask. One file per paper, one import line each."""
 
-from seqformer.backbones import conformer, squeezeformer  # noqa: F401
+from seqformer.backbones import conformer, contextnet, squeezeformer  # noqa: F401
