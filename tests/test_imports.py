@@ -38,7 +38,9 @@ RULES = {
     "batch": {"nn.mask", "errors"},
     "frontends": PARTS | {"frontends.features"},
     # The encoder is the network, the other files are settings of it; Conformer's are where its kin start from.
-    "backbones": PARTS | {"backbones.presets", "backbones.encoder", "backbones.conformer"},
+    "backbones": PARTS
+    | {"backbones.presets", "backbones.intermediates", "backbones.encoder"}
+    | {"backbones.conformer"},
     "heads": PARTS | {"decode"},
     "decode": {"nn", "decode"},
     "model": {"frontends", "backbones", "heads", "registry", "errors"},

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from variants import BACKBONES, PRESETS, SMALL, TINY, VARIANTS, registered, title
+from variants import BACKBONES, PRESETS, SMALL, TINY, VARIANTS, registered, small_width, title
 
 from seqformer.batch import Batch
 from seqformer.frontends.audio import SpecAugment
@@ -225,11 +225,14 @@ def test_training_does_not_depend_on_padding(frontend, backbone):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_at_small_width(name):
-    # Depth, reduction, recovery, stem and kernel are the preset's own; the head width is odd, as that of S and M.
-    model = make_model(DENSE, {"name": name} | TINY | {"heads": 4, "dim": 36})
+    model = make_model(DENSE, {"name": name} | small_width(name))
     worst = max(eval_gap(model, mix, ["noise"]) for mix in MIXES)
     print(f"eval_gap {worst:.2e}")
     assert worst <= TOLERANCE
+    if name.startswith("contextnet"):
+        # A chain of 107 BatchNorms grows float32's own rounding to 1e-4 in the gradients, without any padding.
+        model.backbone.double().register_forward_pre_hook(lambda _, inputs: (inputs[0].double(), *inputs[1:]))
+        model.backbone.register_forward_hook(lambda _, inputs, output: (output[0].float(), output[1]))
     items = make_items(model, MIXES[3])
     worst = train_gap(model, make_batch(model, items), make_batch(model, items, 37, "noise"))
     print(f"train_gap {worst:.2e}")

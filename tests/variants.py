@@ -8,6 +8,7 @@ SMALL = {  # what each backbone needs to be small, by the names that are no pres
     "conformer": TINY | dict(depth=2, kernel=4, input_norm=True),
     "fastconformer": TINY | dict(depth=2, stem_channels=4),
     "conformer_swb": TINY | dict(depth=2, max_distance=3),
+    "contextnet": dict(channels=(8, 16, 16, 24), reduce_at=(0, 2), convs=2, dropout=0.0),
 }
 POSITIONS = ("xl", "rotary", "alibi", "t5", "shaw", "none")
 STEMS = {  # stem -> the strides it is tested with
@@ -33,6 +34,12 @@ CHOICES = [
     dict(upsample=True, reduce_at=None, long_skip=True),
     dict(convention="nemo"),
 ]
+CONTEXTNET = [dict(window=5), dict(gate="eca", causal=True), dict(gate="none", width=0.7)]
+
+
+def small_width(name: str) -> dict:
+    """Keywords that make a preset narrow: depth, reduction, stem and kernel stay its own, the head width is odd."""
+    return dict(width=1 / 32, dropout=0.0) if name.startswith("contextnet") else TINY | dict(heads=4, dim=36)
 
 
 def registered(kind: str) -> list[str]:
@@ -54,6 +61,7 @@ VARIANTS += [
     for choice in CHOICES
     if choice.keys() & {"positions", "norm", "causal", "convention"}
 ]
+VARIANTS += [{"name": "contextnet"} | SMALL["contextnet"] | choice for choice in CONTEXTNET]
 
 
 def changed(part: dict) -> dict:

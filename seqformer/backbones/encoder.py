@@ -21,10 +21,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from seqformer.backbones.intermediates import forward_intermediates
 from seqformer.nn.attention import Attention, Positions
-from seqformer.nn.conv import ConvActivation, ConvModule, Gate, TimeRecovery, TimeReduction, TimeUpsample, conv_width
+from seqformer.nn.conv import ConvActivation, ConvModule, TimeRecovery, TimeReduction, TimeUpsample, conv_width
 from seqformer.nn.drop_path import drop_path
 from seqformer.nn.feedforward import FeedForward
+from seqformer.nn.gate import Gate
 from seqformer.nn.mask import zero_padding
 from seqformer.nn.norm import LearnedScale, NoNorm, NormKind, make_norm
 from seqformer.nn.positions import sinusoid_table
@@ -211,19 +213,7 @@ class Encoder(nn.Module):
                 keep[index] = self._out(x, mask, given)[0]
         return self._out(x, mask, given)
 
-    def forward_intermediates(
-        self, x: Tensor, mask: Tensor, indices: list[int] | None = None, bias: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Output, its mask, and the output of the blocks at ``indices`` (all by default), each at its own frame rate.
-
-        With ``upsample`` all are at the input's. Negative indices count from the end. Raises IndexError when there is
-        no such block.
-        """
-        every = range(len(self.blocks))
-        wanted = every if indices is None else [every[index] for index in indices]
-        keep = dict.fromkeys(wanted)
-        x, mask = self.forward(x, mask, bias, keep)
-        return x, mask, [keep[index] for index in wanted]
+    forward_intermediates = forward_intermediates
 
     def _table(self, x: Tensor) -> Tensor | None:
         return sinusoid_table(x.shape[1], self.dim, x) if self.needs_table else None

@@ -6,17 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqformer.nn.gate import EfficientChannelAttention, SqueezeExcite
+from seqformer.nn.gate import Gate, make_gate
 from seqformer.nn.mask import stride_mask, zero_padding
 from seqformer.nn.norm import MaskedBatchNorm
 
 ConvActivation = Literal["swish", "glu"]
-Gate = Literal["none", "se", "eca"]
-
-
-def make_gate(kind: Gate, dim: int) -> nn.Module | None:
-    """The channel gate of a kind."""
-    return {"none": lambda _: None, "se": SqueezeExcite, "eca": EfficientChannelAttention}[kind](dim)
 
 
 class DepthwiseConv(nn.Module):
