@@ -42,6 +42,7 @@ RULES = {
     "decode": {"nn", "decode"},
     "model": {"frontends", "backbones", "heads", "registry", "errors"},
     "augment": {"augment", "registry", "errors"},
+    "published": {"errors"},
     "data": DATA,
     "predict": PREDICT,
     "train": PREDICT | {"train", "predict", "augment", "timm_import"},
