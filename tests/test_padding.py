@@ -22,8 +22,11 @@ MIXES = [(48,), (1, 40), (23, 22, 21), (64, 3, 17), (31, 32, 33, 1)]  # frames p
 TRAIN_FILLS = ["noise", "nan", "huge", "zeros", "noise"]  # one per mix: a train case costs four eval cases
 
 LOGMEL = dict(rate=4000, mels=12)
+# Everything that published models do otherwise, at once.
+PUBLISHED = dict(normalize="bin", correction=1, frames="floor", mel_scale="slaney", mel_norm="slaney", periodic=False)
+PUBLISHED |= dict(fft=256, guard="add", floor=2.0**-24, top_db=60.0)
 FRONTENDS = {
-    "logmel": [LOGMEL | {"normalize": kind} for kind in ("utterance", "bin", "none")],
+    "logmel": [LOGMEL | {"normalize": kind} for kind in ("utterance", "bin", "none")] + [LOGMEL | PUBLISHED],
     "dense": [{"channels": CHANNELS, "normalize": kind} for kind in ("none", "item")],
 }
 HEADS = {
@@ -71,7 +74,9 @@ def make_items(model, mix: tuple[int, ...], seed: int = 1) -> list[dict]:
     rng, items = np.random.default_rng(seed), []
     audio = hasattr(model.frontend, "hop")
     for frames in mix:
-        length = frames * HOP - int(rng.integers(HOP)) if audio else frames
+        # So many samples as give this many frames, whichever way the frontend counts them.
+        down = getattr(model.frontend, "frames", "ceil") == "floor"
+        length = frames * HOP + (1 if down else -1) * int(rng.integers(HOP)) if audio else frames
         x = rng.normal(0, 0.1 if audio else 1, (length,) if audio else (length, CHANNELS)).astype(np.float32)
         if not audio and frames > 5:
             x[2, 1] = np.nan  # a missing value is no padding
@@ -101,7 +106,8 @@ def make_batch(model, items: list[dict], extra: int = 0, fill: str = "zeros") ->
         x = 10 * torch.randn(x.shape, generator=torch.Generator().manual_seed(size))
     for row, item in enumerate(items):
         x[row, : len(item["x"])] = torch.from_numpy(item["x"])
-    out, targets = strided(strided(size, hop), model.backbone.stride), {}
+    frames = size // hop if getattr(model.frontend, "frames", "ceil") == "floor" else strided(size, hop)
+    out, targets = strided(frames, model.backbone.stride), {}
     for key in model.heads:
         values = [torch.as_tensor(item["targets"][key]) for item in items]
         if values[0].dim() == 0:

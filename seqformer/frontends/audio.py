@@ -1,8 +1,8 @@
 """Log-mel features of raw audio, on the device of the model, in float32.
 
-Axes: B batch, N samples, T frames, F mel bins. Frame t is centred on sample t * hop and T = ceil(N / hop); samples
-before the start and after an item's own end are zeros, alone or in a batch (the usual reflection would make the last
-frames depend on the padding).
+Axes: B batch, N samples, T frames, F mel bins. Frame t is centred on sample t * hop and T = ceil(N / hop) or, on
+request, floor(N / hop); samples before the start and after an item's own end are zeros, alone or in a batch. There is
+no reflection at the ends: it would make the last frames of an item depend on its padding.
 """
 
 import math
@@ -11,25 +11,53 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from seqformer.errors import InputError
 from seqformer.frontends.features import Features
-from seqformer.nn.mask import lengths_of, stride_mask, zero_padding
+from seqformer.nn.mask import lengths_of, mask_of, stride_mask, zero_padding
 from seqformer.registry import register
 
 
-def mel_filters(mels: int, fft: int, rate: int, low: float, high: float) -> Tensor:
-    """Triangular filters (fft // 2 + 1, mels), equally spaced and linear on the HTK mel scale, not area-normalised.
+def mel_filters(
+    mels: int,
+    fft: int,
+    rate: int,
+    low: float,
+    high: float,
+    scale: Literal["htk", "slaney"] = "htk",
+    norm: Literal["none", "slaney"] = "none",
+) -> Tensor:
+    """Triangular filters (fft // 2 + 1, mels) with corners equally spaced on a mel scale between two frequencies in Hz.
 
-    Source: HTK book, section 5.4 (mel = 1127 ln(1 + f / 700)); the same filters as Kaldi's.
+    ``htk``: mel = 1127 ln(1 + f / 700), triangles linear in mel, as Kaldi's and TensorFlow's; source: HTK book, section
+    5.4. ``slaney``: 3 f / 200 up to 1 kHz and logarithmic above, triangles linear in Hz, as librosa's; source: Slaney
+    1998, Auditory Toolbox. Norm ``slaney`` divides each triangle by half its width in Hz, so that its area is 1.
     """
-
-    def mel(hertz: Tensor) -> Tensor:
-        return 1127.0 * torch.log1p(hertz / 700.0)
-
+    mel, hertz = (_htk_mel, _htk_hertz) if scale == "htk" else (_slaney_mel, _slaney_hertz)
     edges = torch.linspace(*mel(torch.tensor([low, high], dtype=torch.float64)).tolist(), mels + 2, dtype=torch.float64)
-    bins = mel(torch.arange(fft // 2 + 1, dtype=torch.float64) * rate / fft)[:, None]
+    bins = torch.arange(fft // 2 + 1, dtype=torch.float64) * rate / fft
+    area = 2 / (hertz(edges)[2:] - hertz(edges)[:-2])
+    bins, edges = (mel(bins)[:, None], edges) if scale == "htk" else (bins[:, None], hertz(edges))
     rise = (bins - edges[:-2]) / (edges[1:-1] - edges[:-2])
     fall = (edges[2:] - bins) / (edges[2:] - edges[1:-1])
-    return torch.minimum(rise, fall).clamp(min=0).float()
+    filters = torch.minimum(rise, fall).clamp(min=0)
+    return (filters * area if norm == "slaney" else filters).float()
+
+
+def _htk_mel(hertz: Tensor) -> Tensor:
+    return 1127.0 * torch.log1p(hertz / 700.0)
+
+
+def _htk_hertz(mel: Tensor) -> Tensor:
+    return 700.0 * torch.expm1(mel / 1127.0)
+
+
+def _slaney_mel(hertz: Tensor) -> Tensor:
+    """15 mel at 1 kHz; above, 27 mel for each factor of 6.4."""
+    return torch.where(hertz < 1000, 0.015 * hertz, 15 + 27 * (hertz.clamp(min=1000) / 1000).log() / math.log(6.4))
+
+
+def _slaney_hertz(mel: Tensor) -> Tensor:
+    return torch.where(mel < 15, mel / 0.015, 1000 * ((mel - 15) * math.log(6.4) / 27).exp())
 
 
 class SpecAugment(nn.Module):
@@ -67,13 +95,22 @@ def _covered(start: Tensor, width: Tensor, size: int) -> Tensor:
 
 @register("frontend", "logmel")
 class LogMel(nn.Module):
-    """inputs["x"] (B, N) samples in [-1, 1] at ``rate`` Hz, mask (B, N) -> Features(x (B, ceil(N / hop), mels), mask).
+    """inputs["x"] (B, N) samples in [-1, 1] at ``rate`` Hz, mask (B, N) -> Features(x (B, T, mels), mask).
 
-    Pre-emphasis, periodic Hann window, power spectrum, mel filters, natural logarithm with floor ``floor``;
-    ``dither`` adds Gaussian noise of that deviation to the samples in training only. ``normalize``: ``utterance``
-    takes one mean and deviation of an item (Squeezeformer), ``bin`` one per mel bin, ``none`` neither; both count the
-    item's real frames only. ``spec_augment``: keywords of SpecAugment, or None. The scale of the samples matters only
-    through the floor and the dither.
+    Pre-emphasis, Hann window (``periodic``, or else symmetric) zero-padded to ``fft`` samples (by default the next
+    power of two), power spectrum, mel filters (``mel_scale``, ``mel_norm``: see mel_filters), natural logarithm.
+    ``guard`` keeps the logarithm finite: ``clamp`` takes ln(max(x, floor)), ``add`` ln(x + floor); ``top_db`` further
+    lifts what lies more than so many decibels below the loudest bin of an item. ``frames``: T = ceil(N / hop), or
+    floor(N / hop), at least 1. ``dither`` adds Gaussian noise of that deviation to the samples in training only.
+    ``normalize``: ``utterance`` takes one mean and deviation of an item (Squeezeformer), ``bin`` one per mel bin,
+    ``none`` neither; both count the item's real frames only, and the deviation divides by their count less
+    ``correction`` (1: the sample deviation). ``spec_augment``: keywords of SpecAugment, or None. The scale of the
+    samples matters only through the floor and the dither. Raises InputError where ``fft`` is shorter than the window.
+
+    The defaults are our own; ``seqformer.published.features`` gives the keywords of published models. The official
+    Squeezeformer features are ``top_db=80, floor=1e-20`` but for their ends, which reflect the samples and may count
+    one frame more; what else they do (samples divided by the largest, 10 log10 in place of ln) top_db and the
+    normalization undo. On real speech 8e-4 apart inside, 0.6 in the first and last frames.
     """
 
     def __init__(
@@ -82,33 +119,53 @@ class LogMel(nn.Module):
         rate: int = 16000,
         window_ms: float = 25.0,
         hop_ms: float = 10.0,
+        fft: int | None = None,
+        periodic: bool = True,
         low_hz: float = 0.0,
         high_hz: float | None = None,
+        mel_scale: Literal["htk", "slaney"] = "htk",
+        mel_norm: Literal["none", "slaney"] = "none",
         pre_emphasis: float = 0.97,
         floor: float = 1e-8,
+        guard: Literal["clamp", "add"] = "clamp",
+        top_db: float | None = None,
         dither: float = 0.0,
+        frames: Literal["ceil", "floor"] = "ceil",
         normalize: Literal["utterance", "bin", "none"] = "utterance",
+        correction: int = 0,
         spec_augment: dict[str, Any] | None = None,
     ):
         super().__init__()
         self.dim, self.rate = mels, rate
         self.window, self.hop = round(rate * window_ms / 1000), round(rate * hop_ms / 1000)
-        self.fft = 2 ** math.ceil(math.log2(self.window))
-        self.pre_emphasis, self.floor, self.dither, self.normalize = pre_emphasis, floor, dither, normalize
-        self.register_buffer("taper", torch.hann_window(self.window), persistent=False)
-        self.register_buffer(
-            "filters", mel_filters(mels, self.fft, rate, low_hz, high_hz or rate / 2), persistent=False
-        )
+        self.fft = fft or 2 ** math.ceil(math.log2(self.window))
+        if self.fft < self.window:
+            raise InputError(f"logmel: fft is {fft} samples; expected at least the window's {self.window}")
+        self.pre_emphasis, self.floor, self.guard, self.top_db = pre_emphasis, floor, guard, top_db
+        self.dither, self.frames, self.normalize, self.correction = dither, frames, normalize, correction
+        self.register_buffer("taper", torch.hann_window(self.window, periodic=periodic), persistent=False)
+        filters = mel_filters(mels, self.fft, rate, low_hz, high_hz or rate / 2, mel_scale, mel_norm)
+        self.register_buffer("filters", filters, persistent=False)
         self.spec_augment = SpecAugment(**spec_augment) if spec_augment else None
 
     def forward(self, inputs: dict[str, Tensor], mask: Tensor) -> Features:
-        x, frame_mask = zero_padding(inputs["x"].float(), mask), stride_mask(mask, self.hop)
+        x, frame_mask = zero_padding(inputs["x"].float(), mask), self._frame_mask(mask)
         # The logarithm of a bfloat16 power has two digits: features are float32 whatever the loop's autocast says.
         with torch.autocast(x.device.type, enabled=False):
-            x = self._normalized(self._log_mel(x, mask, frame_mask.shape[1]), frame_mask)
+            x = self._log_mel(x, mask, frame_mask.shape[1])
+            if self.top_db is not None:
+                peak = x.masked_fill(~frame_mask[..., None], -torch.inf).amax(dim=(1, 2), keepdim=True)
+                x = torch.maximum(x, peak - self.top_db * math.log(10) / 10)
+            x = self._normalized(x, frame_mask)
         if self.spec_augment is not None:
             x = self.spec_augment(x, frame_mask)
         return Features(x, frame_mask)
+
+    def _frame_mask(self, mask: Tensor) -> Tensor:
+        if self.frames == "ceil":
+            return stride_mask(mask, self.hop)
+        # An item shorter than one hop has no frame; a batch of nothing else keeps one padded frame for the backbone.
+        return mask_of(lengths_of(mask) // self.hop, max(1, mask.shape[1] // self.hop))
 
     def _log_mel(self, x: Tensor, mask: Tensor, frames: int) -> Tensor:
         if self.training and self.dither:
@@ -119,13 +176,15 @@ class LogMel(nn.Module):
         right = max(0, (frames - 1) * self.hop + self.window - left - x.shape[1])
         windows_BTN = nn.functional.pad(x, (left, right)).unfold(1, self.window, self.hop)[:, :frames]
         power = torch.fft.rfft(windows_BTN * self.taper, n=self.fft).abs().square()
-        return (power @ self.filters).clamp(min=self.floor).log()
+        energy = power @ self.filters
+        return (energy + self.floor if self.guard == "add" else energy.clamp(min=self.floor)).log()
 
     def _normalized(self, x: Tensor, mask: Tensor) -> Tensor:
         if self.normalize != "none":
             axes = (1, 2) if self.normalize == "utterance" else (1,)
             count = lengths_of(mask).clamp(min=1)[:, None, None] * (self.dim if self.normalize == "utterance" else 1)
             centred = x - zero_padding(x, mask).sum(dim=axes, keepdim=True) / count
-            deviation = (zero_padding(centred, mask).square().sum(dim=axes, keepdim=True) / count).sqrt()
-            x = centred / (deviation + 1e-5)
+            squares = zero_padding(centred, mask).square().sum(dim=axes, keepdim=True)
+            # One frame leaves a sample deviation undefined; its squares are 0, and so is the deviation taken here.
+            x = centred / ((squares / (count - self.correction).clamp(min=1)).sqrt() + 1e-5)
         return zero_padding(x, mask)
