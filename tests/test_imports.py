@@ -46,6 +46,8 @@ RULES = {
     "data": DATA,
     "published": {"published", "backbones.encoder", "errors"},
     "predict": PREDICT,
+    "profile": PARTS | {"model"},
+    "profile_table": {"profile", "checkpoint"},
     "train": PREDICT | {"train", "predict", "augment", "timm_import"},
 }
 
