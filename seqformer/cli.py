@@ -139,6 +139,19 @@ def validate(manifest: Annotated[Path, typer.Argument(help="A manifest.")], read
     typer.echo(f"{manifest}: {table.height} rows, {', '.join(table.columns)}")
 
 
+@app.command()
+def analyze(
+    run: RunFolder,
+    fold: Annotated[int, typer.Option(help="A finished fold.")] = 0,
+    rows: Annotated[int, typer.Option(help="At most so many of its validation rows.")] = 64,
+    out: Annotated[Path | None, typer.Option(help="The folder to write, <run>/analysis by default.")] = None,
+) -> None:
+    """How alike frames are, how large learned scales and how far heads look, by depth of a trained backbone."""
+    from seqformer.analyze import analyze_run
+
+    analyze_run(open_run(run).folder, fold, rows, out)
+
+
 def open_run(folder: Path):
     """The trained run at a folder, its competition's plugin loaded."""
     from seqformer.config import read_config
