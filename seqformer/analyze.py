@@ -25,9 +25,8 @@ from seqformer.data.manifest import read_manifest
 from seqformer.data.sampler import frame_budget, plan_batches
 from seqformer.errors import InputError
 from seqformer.nn.attention import Attention
-from seqformer.nn.mask import lengths_of, mask_of, strided
+from seqformer.nn.mask import lengths_of, strided
 from seqformer.nn.norm import LearnedScale
-from seqformer.nn.positions import relative_shift, rotate
 from seqformer.predict import TrainedRun, load_fold, make_dataset
 
 if TYPE_CHECKING:
@@ -62,25 +61,6 @@ def neighbour_similarity(x: Tensor, mask: Tensor, distance: int) -> tuple[Tensor
     cosine_BT = (x[:, distance:] * x[:, :-distance]).sum(dim=-1)
     pair_BT = mask[:, distance:] & mask[:, :-distance]
     return cosine_BT.masked_fill(~pair_BT, 0).sum(), pair_BT.sum()
-
-
-def attention_weights(
-    attention: Attention, x: Tensor, mask: Tensor, table: Tensor | None = None, bias: Tensor | None = None
-) -> Tensor:
-    """The weights by which ``attention(x, mask, table, bias)`` averages its values: (B, H, T, T), rows sum to 1."""
-    q_BHTK, k_BHTK = (part(x).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-                      for part in (attention.query, attention.key))  # fmt: skip
-    if attention.positions == "rotary":
-        q_BHTK, k_BHTK = rotate(q_BHTK), rotate(k_BHTK)
-    content = q_BHTK + attention.content_bias[:, None] if attention.positions == "xl" else q_BHTK
-    logit_BHTT = content @ k_BHTK.transpose(2, 3)
-    if attention.positions == "xl":
-        p_HKR = attention.position(table).unflatten(-1, (attention.heads, -1)).permute(1, 2, 0)
-        logit_BHTT = logit_BHTT + relative_shift((q_BHTK + attention.position_bias[:, None]) @ p_HKR)
-    logit_BHTT = logit_BHTT * q_BHTK.shape[-1] ** -0.5
-    logit_BHTT = logit_BHTT if bias is None else logit_BHTT + bias
-    hidden = ~(mask | ~mask.any(dim=1, keepdim=True))[:, None, None, :]
-    return logit_BHTT.masked_fill(hidden, float("-inf")).softmax(dim=-1)
 
 
 def attention_distance(weight_BHTT: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,31 +106,33 @@ class Sums:
 @torch.no_grad()
 def analyze_model(model: nn.Module, batches: Iterable[Batch], input_ms: float | None) -> list[Depth]:
     """The numbers of every block of a SequenceModel, over batches; ``input_ms`` is an input frame of the backbone."""
-    backbone, sums, rates = model.backbone, Sums(), {}
+    backbone, sums, longest, outputs = model.backbone, Sums(), {}, []
     attentions = {module: index for index, block in enumerate(backbone.blocks)
                   for module in block.modules() if isinstance(module, Attention)}  # fmt: skip
 
     def look(attention: Attention, inputs: tuple, keywords: dict) -> None:
         mask = inputs[1] if len(inputs) > 1 else keywords["mask"]
-        weight_BHTT = attention_weights(attention, *inputs, **keywords)
+        weight_BHTT = attention.weights(*inputs, **keywords)
         sums.add(("distance", attentions[attention]), *attention_distance(weight_BHTT, mask))
+
+    def keep(block: nn.Module, inputs: tuple, output: Tensor | tuple[Tensor, Tensor]) -> None:
+        outputs.append(output if isinstance(output, tuple) else (output, inputs[1]))
 
     model.eval()
     device = next(model.parameters()).device
-    with _hooks([module.register_forward_pre_hook(look, with_kwargs=True) for module in attentions]):
+    hooks = [module.register_forward_pre_hook(look, with_kwargs=True) for module in attentions]
+    with _hooks(hooks + [block.register_forward_hook(keep) for block in backbone.blocks]):
         for batch in batches:
             batch = batch.to(device)
-            features, masks = model.frontend(batch.inputs, batch.mask), []
-            hook = backbone.stem.register_forward_hook(lambda _, inputs, output, kept=masks: kept.append(output[1]))
-            with _hooks([hook]):
-                outputs = backbone.forward_intermediates(features.x, features.mask, None, features.bias)[2]
-            for index, x in enumerate(outputs):
-                halvings = _halvings(masks[0].shape[1], x.shape[1])
-                rates[index] = max(rates.get(index, 1), 2**halvings)
-                mask = mask_of(strided(lengths_of(masks[0]), 2**halvings), x.shape[1])
+            features = model.frontend(batch.inputs, batch.mask)
+            outputs.clear()
+            backbone(features.x, features.mask, features.bias)
+            for index, (x, mask) in enumerate(outputs):
+                seen = features.mask.shape[1], x.shape[1]
+                longest[index] = max(longest.get(index, seen), seen)
                 for distance in DISTANCES:
                     sums.add(("similarity", index, distance), *neighbour_similarity(x, mask, distance))
-    return [_depth(block, index, sums, backbone.stride * rates[index], input_ms)
+    return [_depth(block, index, sums, _stride(*longest[index]), input_ms)
             for index, block in enumerate(backbone.blocks)]  # fmt: skip
 
 
@@ -172,12 +154,11 @@ def _depth(block: nn.Module, index: int, sums: Sums, stride: int, input_ms: floa
     )
 
 
-def _halvings(frames: int, reduced: int) -> int:
-    """How often ceil(T / 2) leads from one number of frames to another."""
-    count = 0
-    while strided(frames, 2**count) > reduced:
-        count += 1
-    return count
+def _stride(frames: int, reduced: int) -> int:
+    """The stride that leads from one number of frames to another; a power of two where several do."""
+    low, high = strided(frames, reduced), (frames - 1) // (reduced - 1) if reduced > 1 else frames
+    power = 2 ** (low - 1).bit_length()
+    return power if power <= high or reduced == 1 else low if low <= high else round(frames / reduced)
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from seqformer.errors import InputError
 from seqformer.model import create_backbone
 from seqformer.nn.attention import Attention
-from seqformer.nn.conv import ConvModule, DepthwiseConv, TimeRecovery, TimeReduction
+from seqformer.nn.conv import ConvModule, DepthwiseConv, TimeRecovery, TimeReduction, TimeUpsample
 from seqformer.nn.feedforward import FeedForward
 from seqformer.nn.norm import LearnedScale, MaskedBatchNorm
 
@@ -37,7 +37,7 @@ _PART_OF_TYPE = {
     FeedForward: "feed_forward",
     ConvModule: "conv_module",
     TimeReduction: "reduction",
-    TimeRecovery: "recovery",
+    (TimeRecovery, TimeUpsample): "recovery",
     (DepthwiseConv, nn.Conv1d, nn.Conv2d): "conv_module",
     (LearnedScale, MaskedBatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d): "norms_and_scales",
 }
@@ -65,8 +65,8 @@ class Profile:
     """The figures of a backbone at one length, units in the names.
 
     FLOPs are of one item, activations and milliseconds of a batch. ``receptive_frames`` counts input frames, of all
-    but attention, which sees the whole item (``attends``); None: that part sees the whole item too. Milliseconds are
-    None where nothing was timed.
+    but attention without a limit, which sees the whole item (``attends``); None: that part sees the whole item too.
+    Milliseconds are None where nothing was timed.
     """
 
     name: str
@@ -126,7 +126,7 @@ def profile_backbone(
         flops_a_by_part=flops.parts,
         flops_a_by_operator=flops.operators,
         receptive_frames=receptive_frames(backbone, in_dim),
-        attends=any(isinstance(module, Attention) for module in backbone.modules()),
+        attends=any(isinstance(module, Attention) and _context(module) is None for module in backbone.modules()),
         activation_bytes=count_activation_bytes(backbone, frames, in_dim, batch),
     )
     if not timed:
@@ -228,12 +228,13 @@ class _Mixing(TorchFunctionMode):
 
 
 def receptive_frames(backbone: nn.Module, in_dim: int = 80) -> int | None:
-    """Input frames from the first to the last that the middle output frame depends on, attention left out.
+    """Input frames from the first to the last that the middle output frame depends on, unlimited attention left out.
 
     Found by putting NaN into the input, which spreads along every path and vanishes on none: the field begins where
     NaN in all frames before it just does not reach the output, and ends likewise. A gradient would need weights under
-    which no path cancels or underflows, and a formula would need to know every backbone. Attention is made to hand its
-    input on. None when the field is beyond 32,768 frames or the whole item, as under a global pooling.
+    which no path cancels or underflows, and a formula would need to know every backbone. Attention of limited context
+    is made to sum over it, any other to hand its input on. None when the field is beyond 32,768 frames or the whole
+    item, as under a global pooling.
     """
     try:  # linear layers and 2-D convolutions take fewer features, for a fraction of the time
         return _field(backbone, min(in_dim, 8))
@@ -251,7 +252,7 @@ def _field(backbone: nn.Module, features: int) -> int | None:
         y, _ = functional_call(backbone, hollow, (x, mask))
         return bool(y[0, y.shape[1] // 2].isnan().any())
 
-    with _passing(backbone, (Attention, FeedForward)), _mode(backbone, training=False), _Mixing():
+    with _simple(backbone), _mode(backbone, training=False), _Mixing():
         frames = 64 * backbone.stride
         while reaches(0, 1, frames) or reaches(frames - 1, frames, frames):
             frames *= 2
@@ -356,12 +357,20 @@ def _mode(backbone: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
+def _context(attention: Attention) -> tuple[int, int] | None:
+    """Frames that a query sees before and after it, None where either side has no limit."""
+    return None if attention.context is None or min(attention.context) < 0 else attention.context
+
+
 @contextmanager
-def _passing(backbone: nn.Module, kinds: tuple[type, ...]) -> Iterator[None]:
-    """Modules of some kinds hand their first argument on for a while."""
-    found = [module for module in backbone.modules() if isinstance(module, kinds)]
+def _simple(backbone: nn.Module) -> Iterator[None]:
+    """For a while, feed-forwards hand their input on and attention sums over its context, where it has one."""
+    found = [module for module in backbone.modules() if isinstance(module, Attention | FeedForward)]
     for module in found:
-        module.forward = lambda x, *_, **__: x
+        left, right = (isinstance(module, Attention) and _context(module)) or (0, 0)
+        module.forward = lambda x, *_, left=left, right=right, **__: (
+            F.pad(x, (0, 0, left, right)).unfold(1, left + right + 1, 1).sum(dim=-1) if left + right else x
+        )
     try:
         yield
     finally:

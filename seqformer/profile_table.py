@@ -50,7 +50,7 @@ def _facts(profile: Profile) -> dict[str, str]:
         "GFLOPs A (torch's counter)": f"{profile.flops_a / 1e9:.2f}",
         "GFLOPs B (the paper's)": f"{profile.flops_b / 1e9:.2f}",
         "GFLOPs A by operator": ", ".join(f"{name} {value / 1e9:.2f}" for name, value in operators if value),
-        "receptive field": f"{field} without attention, with it the whole item" if profile.attends else field,
+        "receptive field": f"{field} without attention, the whole item with it" if profile.attends else field,
         "kept for backward": f"{profile.activation_bytes / 1e6:,.1f} MB in float32, batch {profile.batch}",
     }
     if profile.forward_ms is not None:

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from seqformer import cli
 from seqformer.analyze import (
+    _stride,
     analyze_model,
     attention_distance,
-    attention_weights,
     learned_factors,
     neighbour_similarity,
     print_depths,
@@ -26,10 +26,8 @@ from seqformer.analyze_plots import draw_attention, draw_scales, draw_similarity
 from seqformer.batch import Batch
 from seqformer.errors import InputError
 from seqformer.model import create_model
-from seqformer.nn.attention import Attention
 from seqformer.nn.mask import mask_of
 from seqformer.nn.norm import LearnedScale
-from seqformer.nn.positions import sinusoid_table
 from seqformer.predict import TrainedRun
 from seqformer.train.crossval import train_run
 
@@ -58,25 +56,6 @@ def test_similarity_by_loops(distance):
     assert float(total) == pytest.approx(float(sum(pairs, torch.tensor(0.0))), abs=1e-9)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("biased", [False, True])
-@pytest.mark.parametrize("positions", ["xl", "rotary", "none"])
-def test_weights_are_those_of_the_layer(positions, biased):
-    """The layer's output is its values averaged by these weights, and its padding has none."""
-    torch.manual_seed(0)
-    attention, (x, mask) = Attention(6, 3, positions).eval().double(), batch()
-    for parameter in attention.parameters():
-        parameter.normal_()
-    x, table = x.double(), sinusoid_table(23, 6, x.double()) if positions == "xl" else None
-    bias = torch.randn(len(LENGTHS), 3, 23, 23, dtype=torch.float64) if biased else None
-    weight_BHTT = attention_weights(attention, x, mask, table, bias)
-    v_BHTK = attention.value(x).unflatten(-1, (3, 2)).transpose(1, 2)
-    y = attention.out((weight_BHTT @ v_BHTK).transpose(1, 2).flatten(2))
-    torch.testing.assert_close(y, attention(x, mask, table, bias), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(weight_BHTT.sum(dim=-1), torch.ones_like(weight_BHTT[..., 0]))
-    assert not (weight_BHTT * ~mask[:, None, None]).any()
-
-
 def test_distance_by_loops():
     _, mask = batch()
     generator = torch.Generator().manual_seed(0)
@@ -92,6 +71,12 @@ def test_distance_by_loops():
     found, found_uniform, count = attention_distance(weight_BHTT, mask)
     assert found.tolist() == pytest.approx(expected, abs=1e-5) and count == LENGTHS.sum()
     assert float(found_uniform) == pytest.approx(uniform) == sum((n * n - 1) / 3 for n in LENGTHS.tolist())
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 4, 8])
+def test_stride_from_lengths(stride):
+    for frames in range(40, 400):
+        assert _stride(frames, -(-frames // stride)) == stride
 
 
 def test_learned_factors():
@@ -143,29 +128,30 @@ def test_a_model_by_loops(part):
 
 
 class Plain(nn.Module):
-    """A backbone without attention: a stem, and blocks that are linear."""
+    """A backbone without a stem and without attention, whose blocks give their own mask."""
 
     stride = 1
 
     def __init__(self):
         super().__init__()
-        self.stem, self.blocks = Pair(), nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+        self.blocks = nn.ModuleList(Halving() for _ in range(2))
 
-    def forward_intermediates(self, x, mask, indices=None, bias=None):
-        x, mask = self.stem(x, mask)
-        outputs = [block(x) for block in self.blocks]
-        return outputs[-1], mask, outputs
-
-
-class Pair(nn.Module):
-    def forward(self, x, mask):
+    def forward(self, x, mask, bias=None):
+        for block in self.blocks:
+            x, mask = block(x, mask)
         return x, mask
+
+
+class Halving(nn.Module):
+    def forward(self, x, mask):
+        return x[:, ::2], mask[:, ::2]
 
 
 def test_a_backbone_without_attention(capsys):
     model = model_of(name="conformer", dim=8, depth=1, heads=2)
     model.backbone = Plain()
     depths = analyze_model(model, [as_batch(*batch())], None)
+    assert [depth.stride for depth in depths] == [2, 4]
     assert [depth.distance_frames for depth in depths] == [[], []] and depths[0].uniform_frames is None
     assert draw_similarity(depths, "plain").startswith(b"\x89PNG")
     print_depths(depths, "plain")

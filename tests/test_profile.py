@@ -138,8 +138,16 @@ def test_receptive_field_by_gradient(name, keywords, stem):
     torch.manual_seed(0)
     backbone = create_backbone(name, **keywords | dict(stem=stem, kernel=4))
     found = receptive_frames(backbone, 12)
-    assert "forward" not in vars(backbone.blocks[0].attention)
+    assert not any("forward" in vars(module) for module in backbone.modules())
     assert found == field_by_gradient(backbone, 64 * backbone.stride, 12)
+
+
+@pytest.mark.parametrize("context, reach", [((3, 5), 8), ((0, 2), 2), ((-1, 2), 0), (None, 0)])
+def test_receptive_field_of_limited_attention(context, reach):
+    backbone = create_backbone("conformer", **SMALL | dict(stem="linear", context=context))
+    assert receptive_frames(backbone, 12) == 1 + 3 * (4 + reach)
+    found = profile_backbone("conformer", 20, timed=False, arguments=SMALL | dict(stem="linear", context=context))
+    assert found.attends == (not reach) and found.receptive_frames == 1 + 3 * (4 + reach)
 
 
 @pytest.mark.parametrize("name, full, halved", [("squeezeformer_xs", 8, 8), ("conformer_ctc_s", 16, 0)])
