@@ -317,6 +317,7 @@ def _part_roots(backbone: nn.Module) -> dict[str, str]:
         for name, child in module.named_children():
             here = f"{path}.{name}" if path else name
             part = next((part for kind, part in _PART_OF_TYPE.items() if isinstance(child, kind)), None)
+            part = "conv_module" if name == "pointwise" else part  # a convolution of width 1, written as a linear layer
             part = part if path else _PART_OF_NAME.get(name, part)
             if part is None:
                 walk(child, here)

@@ -66,6 +66,13 @@ def test_flops_of_a_published_size(name):
         assert found.operators["attention"] / 1e9 == pytest.approx(6.48, abs=0.005)
 
 
+@pytest.mark.parametrize(
+    "name, a", [("fastconformer_s", 15.64), ("fastconformer_m", 27.60), ("fastconformer_l", 97.20)]
+)
+def test_flops_of_fastconformer(name, a):
+    assert flops(on_meta(name), FRAMES) / 1e9 == pytest.approx(a, abs=0.006)
+
+
 @pytest.mark.parametrize("positions", ["xl", "rotary", "none"])
 @pytest.mark.parametrize("name, keywords", [("squeezeformer", UNET), ("conformer", SMALL)])
 def test_flops_do_not_depend_on_the_device(name, keywords, positions):
