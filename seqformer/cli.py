@@ -103,6 +103,29 @@ def models(pattern: Annotated[str, typer.Argument(help="An fnmatch pattern.")] =
 
 
 @app.command()
+def profile(
+    name: Annotated[str, typer.Argument(help="A backbone, such as squeezeformer_s.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Its arguments, such as depth=8.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Length of the item, at 10 ms a frame.")] = 30.0,
+    frames: Annotated[int | None, typer.Option(help="Its length in input frames instead.")] = None,
+    in_dim: Annotated[int, typer.Option(help="Features of an input frame.")] = 80,
+    batch: Annotated[int, typer.Option(help="Items, for memory and milliseconds.")] = 1,
+    time: Annotated[bool, typer.Option(help="Time it on this machine as well.")] = True,
+    json: Annotated[str | None, typer.Option(help="Write JSON to this file, or - for standard output.")] = None,
+) -> None:
+    """Parameters and FLOPs by part, receptive field, memory for backward and milliseconds of a backbone."""
+    from seqformer.config import read_keywords
+    from seqformer.profile import profile_backbone
+    from seqformer.profile_table import print_profile
+
+    length = round(100 * seconds) if frames is None else frames
+    found = profile_backbone(name, length, in_dim, batch, time, read_keywords(overrides or []))
+    print_profile(found, json)
+
+
+@app.command()
 def validate(manifest: Annotated[Path, typer.Argument(help="A manifest.")], read: bool = False) -> None:
     """Check a manifest; with --read, read every row as well."""
     from seqformer.data.dataset import RowReader
@@ -114,6 +137,19 @@ def validate(manifest: Annotated[Path, typer.Argument(help="A manifest.")], read
         for index in range(len(reader)):
             reader[index]
     typer.echo(f"{manifest}: {table.height} rows, {', '.join(table.columns)}")
+
+
+@app.command()
+def analyze(
+    run: RunFolder,
+    fold: Annotated[int, typer.Option(help="A finished fold.")] = 0,
+    rows: Annotated[int, typer.Option(help="At most so many of its validation rows.")] = 64,
+    out: Annotated[Path | None, typer.Option(help="The folder to write, <run>/analysis by default.")] = None,
+) -> None:
+    """How alike frames are, how large learned scales and how far heads look, by depth of a trained backbone."""
+    from seqformer.analyze import analyze_run
+
+    analyze_run(open_run(run).folder, fold, rows, out)
 
 
 def open_run(folder: Path):

@@ -115,9 +115,7 @@ def read_config(path: str | Path, overrides: list[str] = ()) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no config at {path}")
-    for item in overrides:
-        if not re.match(r"[A-Za-z_][\w.]*=", item):
-            raise InputError(f"override {item!r}: expected key=value, such as train.epochs=10")
+    _check_overrides(overrides, "train.epochs=10")
     try:
         found = OmegaConf.load(path)
     except Exception as error:  # PyYAML's errors among them, whose classes would need another import
@@ -132,6 +130,25 @@ def read_config(path: str | Path, overrides: list[str] = ()) -> dict[str, Any]:
         raise InputError(f"{path}: {given}{' '.join(str(error).split())}") from error
     _refuse_interpolation(plain, str(path))
     return plain
+
+
+def read_keywords(items: list[str], example: str = "dim=128") -> dict[str, Any]:
+    """``key=value`` strings -> plain data, values as in YAML. Raises InputError as ``read_config`` does."""
+    from omegaconf import OmegaConf
+
+    _check_overrides(items, example)
+    try:
+        plain = OmegaConf.to_container(OmegaConf.from_dotlist(list(items)), resolve=False)
+    except Exception as error:
+        raise InputError(f"{' '.join(items)}: {' '.join(str(error).split())}") from error
+    _refuse_interpolation(plain, " ".join(items))
+    return plain
+
+
+def _check_overrides(items: list[str], example: str) -> None:
+    for item in items:
+        if not re.match(r"[A-Za-z_][\w.]*=", item):
+            raise InputError(f"override {item!r}: expected key=value, such as {example}")
 
 
 def write_config(plain: dict[str, Any]) -> str:

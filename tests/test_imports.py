@@ -48,6 +48,10 @@ RULES = {
     "data": DATA,
     "published": {"published", "backbones.encoder", "errors"},
     "predict": PREDICT,
+    "analyze": PREDICT | {"predict", "nn", "analyze_plots"},
+    "analyze_plots": {"errors", "analyze"},  # for its types
+    "profile": PARTS | {"model"},
+    "profile_table": {"profile", "checkpoint"},
     "train": PREDICT | {"train", "predict", "augment", "timm_import"},
 }
 
