@@ -86,8 +86,16 @@ def transcribe(
 
 
 @app.command()
-def models(pattern: Annotated[str, typer.Argument(help="An fnmatch pattern.")] = "*_*", in_dim: int = 80) -> None:
+def models(
+    pattern: Annotated[str, typer.Argument(help="An fnmatch pattern.")] = "*_*",
+    in_dim: Annotated[int, typer.Option(help="Features of an input frame.")] = 80,
+    ladder: Annotated[bool, typer.Option(help="From Conformer to Squeezeformer, one change at a time.")] = False,
+) -> None:
     """List the backbone presets with their parameters."""
+    if ladder:
+        from seqformer.profile_table import print_ladder
+
+        return print_ladder()
     import torch
 
     from seqformer.model import create_backbone, list_backbones

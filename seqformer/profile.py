@@ -26,19 +26,20 @@ from seqformer.model import create_backbone
 from seqformer.nn.attention import Attention
 from seqformer.nn.conv import ConvModule, DepthwiseConv, TimeRecovery, TimeReduction, TimeUpsample
 from seqformer.nn.feedforward import FeedForward
+from seqformer.nn.gate import EfficientChannelAttention, SqueezeExcite
 from seqformer.nn.norm import LearnedScale, MaskedBatchNorm
 
 PARTS = ("stem", "attention", "feed_forward", "conv_module", "norms_and_scales", "reduction", "recovery", "other")
 OPERATORS = ("linear", "convolution", "attention", "other")
 # A module belongs to the part of the outermost module around it that one of these knows.
-_PART_OF_NAME = {"stem": "stem", "reduction": "reduction", "recovery": "recovery"}
+_PART_OF_NAME = {"stem": "stem"}
 _PART_OF_TYPE = {
     Attention: "attention",
     FeedForward: "feed_forward",
     ConvModule: "conv_module",
     TimeReduction: "reduction",
     (TimeRecovery, TimeUpsample): "recovery",
-    (DepthwiseConv, nn.Conv1d, nn.Conv2d): "conv_module",
+    (DepthwiseConv, nn.Conv1d, nn.Conv2d, SqueezeExcite, EfficientChannelAttention): "conv_module",
     (LearnedScale, MaskedBatchNorm, nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.BatchNorm1d): "norms_and_scales",
 }
 _OPERATOR = {"mm": "linear", "addmm": "linear", "bmm": "linear", "baddbmm": "linear", "convolution": "convolution"}

@@ -4,11 +4,14 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
+from seqformer.backbones.ladder import LADDER
 from seqformer.checkpoint import write_file
-from seqformer.profile import PARTS, Profile
+from seqformer.model import create_backbone
+from seqformer.profile import PARTS, Profile, count_flops, count_parameters
 
 
 def print_profile(profile: Profile, json_path: str | None = None) -> None:
@@ -58,3 +61,22 @@ def _facts(profile: Profile) -> dict[str, str]:
         found["forward"] = f"{profile.forward_ms:,.1f} ms, {place}"
         found["training step"] = f"{profile.step_ms:,.1f} ms, {place}"
     return found
+
+
+def print_ladder(seconds: int = 30) -> None:
+    """Parameters and FLOPs of each step from Conformer to Squeezeformer, beside the published WER."""
+    table = Table(title=f"{seconds} s of 80 features at 10 ms", title_justify="left", box=None, padding=(0, 1, 0, 0))
+    for column in ("preset", "changed"):
+        table.add_column(column, no_wrap=True)
+    for column in ("parameters", "GFLOPs A", "GFLOPs B", "clean", "other"):
+        table.add_column(column, justify="right")
+    for step in LADDER:
+        with torch.device("meta"):
+            backbone = create_backbone(step.name, in_dim=80)
+        parameters, flops = sum(count_parameters(backbone).values()), count_flops(backbone, 100 * seconds)
+        wer = ["" if value is None else f"{value:.2f}" for value in (step.test_clean, step.test_other)]
+        figures = [f"{parameters:,}", f"{flops.a / 1e9:.2f}", f"{flops.b / 1e9:.2f}"]
+        table.add_row(step.name, step.changed, *figures, *wer)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print("A: torch's counter, B: the paper's way. WER in %: Kim et al. 2022, table 1, where at hand")

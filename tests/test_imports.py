@@ -51,7 +51,7 @@ RULES = {
     "analyze": PREDICT | {"predict", "nn", "analyze_plots"},
     "analyze_plots": {"errors", "analyze"},  # for its types
     "profile": PARTS | {"model"},
-    "profile_table": {"profile", "checkpoint"},
+    "profile_table": {"profile", "checkpoint", "model", "backbones.ladder"},
     "train": PREDICT | {"train", "predict", "augment", "timm_import"},
 }
 
