@@ -11,6 +11,7 @@ from seqformer.data.store import Store, StoreWriter
 from seqformer.data.targets import Targets
 from seqformer.errors import InputError, first_few
 from seqformer.model import SequenceModel, create_backbone, create_model, list_backbones
+from seqformer.pretrained import load_pretrained, push_to_hub, save_pretrained
 from seqformer.published.weights import import_backbone
 from seqformer.registry import register
 
@@ -33,6 +34,8 @@ __all__ = [
     "first_few",
     "import_backbone",
     "list_backbones",
+    "load_pretrained",
+    "push_to_hub",
     "read_audio",
     "read_manifest",
     "read_pcm",
@@ -41,5 +44,6 @@ __all__ = [
     "replace_folder",
     "resample",
     "run_command",
+    "save_pretrained",
     "write_manifest",
 ]

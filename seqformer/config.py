@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from seqformer.errors import InputError, nearest
-from seqformer.registry import check_type
+from seqformer.registry import check_type, named
 
 Part = dict[str, Any]
 PLUGGABLE = ("frontend", "backbone", "head", "dataset", "augment", "metric")
@@ -163,6 +163,7 @@ def build_config(plain: dict[str, Any], where: str = "config") -> Run:
     run = _fill(Run, plain, where)
     for kind in PLUGGABLE:
         _check_named(kind, getattr(run, kind), where)
+    run = dataclasses.replace(run, backbone=named("backbone", run.backbone))
     if not re.fullmatch(r"[\w.-]+", run.run) or run.run.startswith("."):
         raise InputError(f"{where}: run {run.run!r} must be a plain folder name: letters, digits, '_', '-', '.'")
     if (run.data.batch_seconds is None) == (run.data.batch_frames is None):
@@ -228,8 +229,10 @@ def _check_named(kind: str, given: Part | list[Part], where: str) -> None:
     if kind == "head" and given and all(isinstance(inner, dict) for inner in given.values()):
         parts = given.values()  # several, by names of their own
     for part in parts:
-        if not isinstance(part.get("name"), str):
-            raise InputError(f"{where}: {kind}: found {part!r}; expected a name, and keywords of what it names")
+        try:
+            named(kind, part)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
 
 
 def _refuse_interpolation(value: Any, where: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import seqformer.backbones
 import seqformer.frontends
 import seqformer.heads  # noqa: F401  importing these registers their names
-from seqformer.registry import create, names
+from seqformer.registry import create, named, names
 
 
 class SequenceModel(nn.Module):
@@ -25,6 +25,8 @@ class SequenceModel(nn.Module):
         super().__init__()
         self.frontend, self.backbone, self.heads = frontend, backbone, nn.ModuleDict(heads)
         self.weights = weights
+        self.parts: dict[str, Any] | None = None  # what create_model was given, to be made again from
+        self.tokenizer = None  # of a checkpoint with one: units -> text
 
     def forward(
         self,
@@ -78,7 +80,13 @@ def create_model(frontend: dict[str, Any], backbone: dict[str, Any], head: dict[
     body = _build("backbone", backbone, in_dim=front.dim)
     parts = {part_name: dict(part) for part_name, part in head_parts(head).items()}
     weights = {part_name: float(part.pop("weight", 1.0)) for part_name, part in parts.items()}
-    return SequenceModel(front, body, {key: _build("head", part, dim=body.dim) for key, part in parts.items()}, weights)
+    heads = {key: _build("head", part, dim=body.dim) for key, part in parts.items()}
+    model = SequenceModel(front, body, heads, weights)
+    if not hasattr(body, "part"):  # that of a checkpoint's has its own architecture, not the path it was read from
+        body.part = backbone | {"in_dim": front.dim}
+    own = {key: value for key, value in body.part.items() if key != "in_dim"}
+    model.parts = {"frontend": frontend, "backbone": own, "head": head}
+    return model
 
 
 def head_parts(head: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -97,5 +105,5 @@ def list_backbones(pattern: str = "*") -> list[str]:
 
 
 def _build(kind: str, part: dict[str, Any], **given: Any) -> nn.Module:
-    arguments = {key: value for key, value in part.items() if key != "name"}
-    return create(kind, part["name"], **(given | arguments))
+    part = named(kind, part)
+    return create(kind, part["name"], **given | {key: value for key, value in part.items() if key != "name"})

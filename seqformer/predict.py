@@ -1,5 +1,6 @@
 """Predictions: of a dataset by one model, and of anything by the folds of a run together."""
 
+import json
 from collections.abc import Iterator
 from inspect import signature
 from pathlib import Path
@@ -23,6 +24,7 @@ from seqformer.registry import lookup, parameter_types
 if TYPE_CHECKING:
     import polars
 
+REMEMBERED = "backbone.json"  # in a fold's folder: the architecture of a backbone that came from a checkpoint
 Predictions = dict[str, dict[str, Any]]  # head -> row id -> text, probabilities or values
 
 
@@ -92,11 +94,17 @@ def head_target(part: dict[str, Any]) -> str:
     return part.get("target") or signature(lookup("head", part["name"])).parameters["target"].default
 
 
-def build_model(config: Run, targets: Targets) -> SequenceModel:
-    """The model of a config, each head as wide as its target asks."""
-    parts = head_parts(config.head)
+def build_model(config: Run, targets: Targets, folder: Path | None = None) -> SequenceModel:
+    """The model of a config, each head as wide as its target asks.
+
+    With the ``folder`` of a fold that has trained, the architecture that started from a checkpoint is the one
+    remembered there: a run needs the checkpoint to begin with, and never again.
+    """
+    parts, backbone = head_parts(config.head), config.backbone
+    if folder is not None and (folder / REMEMBERED).is_file():
+        backbone = backbone | {"settings": json.loads((folder / REMEMBERED).read_text())}
     heads = {name: {"vocab": targets.encoders[head_target(part)].size} | part for name, part in parts.items()}
-    return create_model(config.frontend, config.backbone, heads)
+    return create_model(config.frontend, backbone, heads)
 
 
 def make_dataset(config: Run, table: "polars.DataFrame", targets: Targets | None, rate: int | None, **given: Any):
@@ -178,7 +186,7 @@ class TrainedRun:
 def load_fold(folder: Path, config: Run, device: torch.device) -> tuple[SequenceModel, Targets]:
     """Model and targets of one finished fold, from the checkpoint that its run selected."""
     targets = load_targets(folder)
-    model = build_model(config, targets)
+    model = build_model(config, targets, folder)
     checkpoint = folder / config.train.select
     state = verify(checkpoint)
     if state is None:

@@ -60,6 +60,18 @@ def create(kind: str, name: str, /, **arguments: Any) -> Any:
         raise InputError(f"{kind} {name!r}: {' '.join(str(error).split())}") from error
 
 
+def named(kind: str, part: dict[str, Any]) -> dict[str, Any]:
+    """A part with its name: a backbone that gives ``pretrained`` instead is the one of that checkpoint.
+
+    Raises InputError when there is neither.
+    """
+    if isinstance(part.get("name"), str):
+        return part
+    if kind == "backbone" and "pretrained" in part and "name" not in part:
+        return {"name": "pretrained"} | part
+    raise InputError(f"{kind}: found {part!r}; expected a name, and keywords of what it names")
+
+
 def check(kind: str, name: str, arguments: dict[str, Any], where: str = "", given: tuple[str, ...] = ()) -> None:
     """Check keywords against the signature of a registered function, ``given`` being those the library passes itself.
 

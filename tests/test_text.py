@@ -139,7 +139,7 @@ def test_useless_settings_are_one_line(arguments, message):
 
 
 @pytest.mark.parametrize(
-    "state", [{"kind": "bpe", "model": ""}, {"kind": "bpe", "model": "Z2FyYmFnZQ=="}, {"kind": "pieces"}]
+    "state", [{"kind": "bpe", "model": ""}, {"kind": "bpe", "model": "Z2FyYmFnZQ=="}, {"kind": "syllables"}]
 )
 def test_damaged_tokenizers_are_refused(state, capfd):
     with pytest.raises(InputError):

@@ -57,17 +57,21 @@ class Words:
 
 
 class BPE:
-    """SentencePiece byte-pair units; ``model`` is the serialised SentencePiece model (data, not code)."""
+    """SentencePiece byte-pair units; ``model`` is the serialised SentencePiece model (data, not code).
 
-    def __init__(self, model: bytes):
-        self.model = model
+    Ours has the unknown piece 0, which is the blank too. A publisher's has a blank besides, so that with ``shift`` 1
+    its piece p is unit p + 1.
+    """
+
+    def __init__(self, model: bytes, shift: int = 0):
+        self.model, self.shift = model, shift
         try:
             self.processor = _sentencepiece().SentencePieceProcessor(model_proto=model) if model else None
         except RuntimeError as error:
             raise InputError("the SentencePiece model of a tokenizer is damaged") from error
         if self.processor is None:
             raise InputError("the SentencePiece model of a tokenizer is empty")
-        self.size = self.processor.get_piece_size()
+        self.size = self.processor.get_piece_size() + shift
 
     @classmethod
     def fit(cls, texts: list[str], vocab: int) -> "BPE":
@@ -86,16 +90,35 @@ class BPE:
 
     def encode(self, text: str) -> list[int]:
         """Unit numbers; 0 for an unknown character."""
-        return self.processor.encode(text)
+        return [piece + self.shift for piece in self.processor.encode(text)]
 
     def decode(self, units: list[int]) -> str:
-        return self.processor.decode([unit for unit in units if unit]).strip()
+        return self.processor.decode([unit - self.shift for unit in units if unit]).strip()
 
     def state(self) -> dict:
-        return {"kind": "bpe", "model": base64.b64encode(self.model).decode()}
+        return {"kind": "bpe", "model": base64.b64encode(self.model).decode()} | ({"shift": 1} if self.shift else {})
 
 
-Tokenizer = Characters | Words | BPE
+class Pieces:
+    """A publisher's vocabulary by name alone: piece p is unit p + 1, "▁" starts a word. It reads, and does not write.
+
+    Which pieces a text is made of is the business of the publisher's own tokenizer: ``encode`` raises InputError.
+    """
+
+    def __init__(self, pieces: list[str]):
+        self.pieces, self.size = pieces, len(pieces) + 1
+
+    def encode(self, text: str) -> list[int]:
+        raise InputError("this tokenizer came with a checkpoint and only reads units; fit one to your texts to train")
+
+    def decode(self, units: list[int]) -> str:
+        return "".join(self.pieces[unit - 1] for unit in units if unit).replace("▁", " ").strip()
+
+    def state(self) -> dict:
+        return {"kind": "pieces", "pieces": self.pieces}
+
+
+Tokenizer = Characters | Words | BPE | Pieces
 
 
 def _sentencepiece():
@@ -128,12 +151,14 @@ def fit_tokenizer(
 def load_tokenizer(state: dict) -> Tokenizer:
     """The tokenizer of a ``state()``. Raises InputError when it is not one."""
     if state["kind"] == "bpe":
-        return BPE(base64.b64decode(state["model"]))
+        return BPE(base64.b64decode(state["model"]), state.get("shift", 0))
+    if state["kind"] == "pieces":
+        return Pieces(state["pieces"])
     if state["kind"] == "words":
         return Words(state["words"])
     if state["kind"] == "chars":
         return Characters(state["symbols"])
-    raise InputError(f"unknown kind of tokenizer {state['kind']!r}; known: bpe, chars, words")
+    raise InputError(f"unknown kind of tokenizer {state['kind']!r}; known: bpe, chars, pieces, words")
 
 
 def unknown_symbols(tokenizer: Tokenizer, text: str) -> list[str]:

@@ -39,7 +39,7 @@ def import_backbone(
         raise InputError(f"unknown source {source!r}; {nearest(source, _SOURCES)}")
     publisher = _SOURCES[source]
     weights = _encoder_weights(weights)
-    settings = publisher.settings_of(_encoder_config(config), weights)
+    settings = publisher.settings_of(encoder_config(config), weights)
     try:
         encoder = Encoder(**settings)
     except (TypeError, ValueError) as error:
@@ -51,6 +51,7 @@ def import_backbone(
             value = torch.as_tensor(value)
             state[ours or name] = publisher.our_value(ours, value, settings) if ours else value
     fit_weights(encoder, state, f"{source} weights", strict)
+    encoder.part = {"name": "squeezeformer"} | settings  # whose defaults are the encoder's
     return encoder
 
 
@@ -93,11 +94,11 @@ def _without_ones(value: Tensor, like: Tensor) -> Tensor:
     return value.reshape(like.shape) if squeezed else value
 
 
-def _encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
+def encoder_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The encoder's own options, out of a model's config where that is given."""
     for key in ("encoder", "encoder_config", "model_config", "kwargs", "config"):
         if isinstance(config.get(key), Mapping):
-            return _encoder_config(config[key])
+            return encoder_config(config[key])
     return dict(config)
 
 

@@ -24,6 +24,7 @@ from seqformer.data.text import unknown_symbols
 from seqformer.errors import InputError, first_few
 from seqformer.model import head_parts
 from seqformer.predict import (
+    REMEMBERED,
     build_model,
     head_target,
     load_fold,
@@ -89,6 +90,8 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
                 write_file(folder / "manifest_hash", table_hash + "\n")
                 write_table(table.select("id").with_columns(fold=folds), folder / "folds.parquet")
                 write_file(folder / "config.yaml", write_config(plain))
+                if "pretrained" in config.backbone:
+                    write_file(fold / REMEMBERED, json.dumps(job.model.backbone.part, indent=1) + "\n")
                 write_file(fold / "targets.json", job.targets.to_json())
             trainer = FoldTrainer(job, fabric)
             for work in trainer.work():
@@ -135,7 +138,7 @@ def check_parts(config: Run) -> None:
     """Check every name and keyword of a config against what is registered, before any data is read."""
     given = {
         "frontend": ((config.frontend,), ()),
-        "backbone": ((config.backbone,), ("in_dim",)),
+        "backbone": ((config.backbone,), ("in_dim", "settings")),
         "head": (tuple(head_parts(config.head).values()), ("dim",)),
         "dataset": ((config.dataset,), ("table", "targets", "rate", "seed", "augment", "training")),
         "augment": (tuple(config.augment), ()),
@@ -199,7 +202,7 @@ def prepare_fold(
         targets = fit_targets(train_rows, columns, asdict(config.text) if config.text else None, table)
     report_unknown(targets, valid_rows, name, log)
     torch.manual_seed(draw_seed(config.seed, key))
-    model = build_model(config, targets)
+    model = build_model(config, targets, folder if trained(folder) else None)
     rate = getattr(model.frontend, "rate", None)
     augment = Augment(config.augment) if config.augment else None
     data = make_dataset(config, train_rows, targets, rate, augment=augment, training=True)

@@ -121,7 +121,7 @@ class FoldTrainer:
         start, fabric, train = time.perf_counter(), self.fabric, self.config.train
         group, lr = work.group, learning_rate(work.share, self.config.optim)
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = lr
+            parameters["lr"] = lr * parameters["lr_scale"]
         torch.manual_seed(draw_seed(self.config.seed, self.job.key, self.at.epoch, self.at.batch, fabric.global_rank))
         if self.buffers:
             torch._foreach_copy_(self.before, self.buffers)

@@ -20,13 +20,17 @@ UNFIT = {
 def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
     """AdamW of torch, or a timm optimiser by name; no weight decay on norms, biases and scales (one-axis parameters).
 
-    ``betas`` go to every optimiser that has two. Raises InputError as ``check_optimizer`` does.
+    ``betas`` go to every optimiser that has two. A group's ``lr_scale`` is the factor on the schedule's learning rate
+    (see ``lr_scales``). Raises InputError as ``check_optimizer`` does.
     """
     check_optimizer(config.name)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    scales, found = lr_scales(model), {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            found.setdefault((scales[name], parameter.dim() <= 1), []).append(parameter)
     groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": 0.0 if small else config.weight_decay, "lr_scale": scale}
+        for (scale, small), parameters in sorted(found.items(), key=lambda pair: (-pair[0][0], pair[0][1]))
     ]
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-9)
@@ -37,6 +41,28 @@ def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
         return optim.create_optimizer_v2(groups, config.name, config.lr, config.weight_decay, **given)
     except (AssertionError, ImportError, ValueError) as error:  # another library or a GPU is missing, or a bad value
         raise InputError(f"optim.name: {config.name} cannot be used here: {error}") from error
+
+
+def lr_scales(model: nn.Module) -> dict[str, float]:
+    """{parameter: factor on its learning rate}: ``layer_decay`` of the backbone, once per block below the top.
+
+    The stem counts as a block below the first, what changes the frame rate as the block it stands before; heads and
+    all that follows the blocks have factor 1. Source: layer-wise decay as in ELECTRA (Clark et al. 2020).
+    """
+    backbone = getattr(model, "backbone", None)
+    decay, depth = getattr(backbone, "layer_decay", 1.0), len(getattr(backbone, "blocks", ()))
+    scales = {}
+    for name, _ in model.named_parameters():
+        section, _, rest = name.removeprefix("backbone.").partition(".")
+        layer = depth + 1
+        if name.startswith("backbone."):
+            number = int(rest.split(".")[0]) if rest.split(".")[0].isdigit() else 0
+            places = {"stem": 0, "norm": 0, "blocks": number + 1}
+            if section in ("reductions", "recoveries"):
+                places[section] = getattr(backbone, {"reductions": "reduce_at"}.get(section, "recover_at"))[number] + 1
+            layer = places.get(section, layer)
+        scales[name] = decay ** (depth + 1 - layer)
+    return scales
 
 
 def check_optimizer(name: str) -> None:

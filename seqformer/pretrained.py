@@ -1,0 +1,291 @@
+"""Whole checkpoints, ours and the publishers': load, save, push, and start a run from one.
+
+| given to ``load_pretrained`` | what it is |
+|---|---|
+| a ``.nemo`` file | NeMo's archive of a CTC model (of a hybrid one, its CTC half) |
+| a folder with ``model_type: parakeet_ctc`` in config.json | Hugging Face Parakeet |
+| a folder that ``save_pretrained`` wrote | ours |
+| ``owner/name``, where there is no such folder | any of the three, from the Hugging Face hub |
+"""
+
+import json
+import re
+import tempfile
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from seqformer.data.folder import replace_folder
+from seqformer.data.text import BPE, Pieces, Tokenizer, load_tokenizer
+from seqformer.errors import InputError
+from seqformer.model import SequenceModel, create_model
+from seqformer.published.archive import Published, read_folder, read_nemo
+from seqformer.published.features import logmel_of_nemo, logmel_of_parakeet
+from seqformer.published.weights import encoder_config, fit_weights, import_backbone
+from seqformer.registry import create, register
+
+FORMAT = "seqformer 1"
+HUB_FILES = ["*.json", "*.safetensors", "*.nemo", "*.model", "*.txt"]
+
+
+def load_pretrained(source: str | Path, strict: bool = True) -> SequenceModel:
+    """A checkpoint as a model in eval mode, its tokenizer, where it has one, as ``model.tokenizer``.
+
+    Publishers count the CTC blank last; here it is unit 0, and their unit u is u + 1. Nothing in a checkpoint is
+    executed. Raises InputError when there is none, it is damaged, of an unknown kind, or its weights do not fit
+    (``strict`` False loads what fits and lists the rest in a warning).
+    """
+    path = _find(source)
+    if path.suffix == ".nemo":
+        return _load_nemo(read_nemo(path), str(path), strict)
+    found = read_folder(path)
+    if found.config.get("format") == FORMAT:
+        return _load_ours(found, str(path), strict)
+    if found.config.get("model_type") == "parakeet_ctc":
+        return _load_parakeet(found, str(path), strict)
+    kind = found.config.get("model_type", found.config.get("format"))
+    raise InputError(f"{path}: config.json is of {kind!r}; expected format {FORMAT!r} or model_type 'parakeet_ctc'")
+
+
+def save_pretrained(model: SequenceModel, folder: str | Path, facts: Mapping[str, Any] | None = None) -> None:
+    """Write config.json, model.safetensors and a model card that ``load_pretrained`` and a person can read.
+
+    ``facts`` go into the card's table: scores, data, licence. The folder appears whole or not at all. Raises
+    InputError when the model was not made by ``create_model`` or the folder holds something else.
+    """
+    from safetensors.torch import save
+
+    folder = Path(folder)
+    if model.parts is None:
+        raise InputError("only a model of create_model or load_pretrained can be saved: of others no parts are known")
+    if folder.is_dir() and any(folder.iterdir()) and not _is_ours(folder):
+        raise InputError(f"{folder} holds something other than a saved model; choose an empty or a new folder")
+    config = {"format": FORMAT, "library_name": "seqformer", "model": model.parts}
+    if model.tokenizer is not None:
+        config["tokenizer"] = model.tokenizer.state()
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with replace_folder(folder) as partial:
+        (partial / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+        (partial / "model.safetensors").write_bytes(save(weights))
+        (partial / "README.md").write_text(model_card(model, folder.name, facts or {}))
+
+
+def push_to_hub(
+    model: SequenceModel, repo_id: str, facts: Mapping[str, Any] | None = None, private: bool = False
+) -> None:
+    """Upload what ``save_pretrained`` writes to ``repo_id`` (owner/name) on the Hugging Face hub.
+
+    Uses the token of ``huggingface-cli login``. Raises InputError when huggingface_hub is not installed.
+    """
+    hub = _hub()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / repo_id.split("/")[-1]
+        save_pretrained(model, folder, facts)
+        hub.create_repo(repo_id, private=private, exist_ok=True)
+        hub.upload_folder(repo_id=repo_id, folder_path=folder)
+
+
+def model_card(model: SequenceModel, name: str, facts: Mapping[str, Any]) -> str:
+    """A README in the hub's form: what the model is, how to use it, and the given facts."""
+    frontend, backbone = (model.parts[part]["name"] for part in ("frontend", "backbone"))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    rows = {"frontend": frontend, "backbone": backbone, "heads": ", ".join(model.heads), **facts}
+    rows |= {"parameters": f"{parameters:,}", "frames out": f"one of {model.backbone.stride}"}
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    return (
+        f"---\nlibrary_name: seqformer\ntags: [seqformer, {backbone}]\n---\n\n# {name}\n\n"
+        f"| | |\n|---|---|\n{table}\n\n"
+        '```python\nimport seqformer\n\nmodel = seqformer.load_pretrained("PATH OR owner/name")\n```\n\n'
+        "To start a run from it: `backbone: {pretrained: PATH}`.\n"
+    )
+
+
+@register("backbone")
+def pretrained(
+    in_dim: int,
+    pretrained: str,
+    freeze: int = 0,
+    layer_decay: float = 1.0,
+    dropout: float | None = None,
+    settings: dict[str, Any] | None = None,
+) -> nn.Module:
+    """The backbone of a checkpoint: ``backbone: {pretrained: PATH, freeze: 4, layer_decay: 0.9}`` in a config.
+
+    ``freeze`` leaves the stem and so many blocks as they are, in eval mode; ``layer_decay`` multiplies the learning
+    rate once per block below the top. ``settings`` is what a run remembers of the architecture: then the checkpoint
+    is not read, for the run has its own weights. Raises InputError when the checkpoint takes another width.
+    """
+    if settings is None:
+        backbone = load_pretrained(pretrained).backbone.train()
+    else:
+        backbone = _remade(settings)
+    made = backbone.part
+    if made["in_dim"] != in_dim:
+        raise InputError(f"{pretrained} takes {made['in_dim']} features a frame, and the frontend gives {in_dim}")
+    if dropout is not None:
+        for module in backbone.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = dropout
+    if not 0 <= freeze <= len(backbone.blocks):
+        raise InputError(f"freeze: found {freeze}; {pretrained} has {len(backbone.blocks)} blocks")
+    if freeze:
+        freeze_first(backbone, freeze)
+    backbone.layer_decay = layer_decay
+    return backbone
+
+
+def freeze_first(backbone: nn.Module, blocks: int) -> None:
+    """Leave the stem and the first blocks as they are: no gradients, no dropout, no new statistics."""
+    frozen = [getattr(backbone, name) for name in ("stem", "norm") if hasattr(backbone, name)]
+    for places, name in (("reduce_at", "reductions"), ("recover_at", "recoveries")):
+        between = getattr(backbone, name, ())  # ContextNet reduces inside its blocks
+        frozen += [module for number, module in enumerate(between) if getattr(backbone, places)[number] < blocks]
+    for module in [*frozen, *backbone.blocks[:blocks]]:
+        module.requires_grad_(False)
+        for part in module.modules():
+            part.training = False
+        # model.train() reaches every module through its own train(): these stay in eval mode.
+        module.train = types.MethodType(lambda self, mode=True: self, module)
+
+
+def _remade(part: Mapping[str, Any]) -> nn.Module:
+    backbone = create("backbone", part["name"], **{key: value for key, value in part.items() if key != "name"})
+    backbone.part = dict(part)
+    return backbone
+
+
+def _find(source: str | Path) -> Path:
+    """The file or folder of a checkpoint, fetched from the hub where it is named as there and is not here."""
+    path = Path(source)
+    if path.suffix == ".nemo" and not path.is_file():
+        raise InputError(f"no checkpoint at {path}")
+    if not path.exists():
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+            raise InputError(f"no checkpoint at {path}")
+        path = Path(_hub().snapshot_download(str(source), allow_patterns=HUB_FILES))
+    if path.is_dir() and not (path / "config.json").is_file():
+        archives = sorted(path.glob("*.nemo"))
+        if len(archives) != 1:
+            raise InputError(f"{path} holds no config.json and {len(archives)} .nemo files; one of either is needed")
+        return archives[0]
+    return path
+
+
+def _hub():
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise InputError("the hub needs huggingface_hub: pip install 'seqformer[hub]'") from error
+    return huggingface_hub
+
+
+def _is_ours(folder: Path) -> bool:
+    try:
+        return json.loads((folder / "config.json").read_text()).get("format") == FORMAT
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _load_ours(found: Published, where: str, strict: bool) -> SequenceModel:
+    parts = found.config.get("model")
+    if not isinstance(parts, dict) or {"frontend", "backbone", "head"} - parts.keys():
+        raise InputError(f"{where}: config.json has no section model with frontend, backbone and head")
+    model = create_model(**{key: parts[key] for key in ("frontend", "backbone", "head")})
+    fit_weights(model, found.weights, where, strict)
+    if "tokenizer" in found.config:
+        model.tokenizer = load_tokenizer(found.config["tokenizer"])
+    return model.eval()
+
+
+def _load_nemo(found: Published, where: str, strict: bool) -> SequenceModel:
+    backbone = import_backbone(found.weights, "nemo", found.config, strict)
+    head = _ctc_weights(found.weights, ("decoder.decoder_layers.0", "ctc_decoder.decoder_layers.0"), where)
+    frontend = {"name": "logmel"} | logmel_of_nemo(found.config.get("preprocessor") or {})
+    return _assembled(frontend, backbone, head, _nemo_tokenizer(found, len(head["bias"]) - 1), where)
+
+
+def _load_parakeet(found: Published, where: str, strict: bool) -> SequenceModel:
+    backbone = import_backbone(found.weights, "parakeet_hf", found.config, strict)
+    blank = found.config.get("pad_token_id")
+    head = _ctc_weights(found.weights, ("ctc_head",), where, blank)
+    features = {}
+    for name, section in (("processor_config.json", "feature_extractor"), ("preprocessor_config.json", None)):
+        if name in found.files:
+            settings = _json(found.files[name], f"{where}/{name}")
+            features = settings.get(section, {}) if section else settings
+    features = {"feature_size": encoder_config(found.config).get("num_mel_bins", 80)} | features
+    frontend = {"name": "logmel"} | logmel_of_parakeet(features)
+    tokenizer = None
+    if "tokenizer.json" in found.files:
+        vocabulary = _json(found.files["tokenizer.json"], f"{where}/tokenizer.json")
+        tokenizer = _parakeet_tokenizer(vocabulary, len(head["bias"]))
+    return _assembled(frontend, backbone, head, tokenizer, where)
+
+
+def _assembled(
+    frontend: dict[str, Any], backbone: nn.Module, head: dict[str, Tensor], tokenizer: Tokenizer | None, where: str
+) -> SequenceModel:
+    """A model around an imported backbone, with the publisher's CTC layer as its head."""
+    part = {key: value for key, value in backbone.part.items() if key != "in_dim"}
+    model = create_model(frontend, part, {"name": "ctc", "vocab": len(head["bias"])})
+    if model.frontend.dim != backbone.part["in_dim"]:
+        raise InputError(
+            f"{where}: the features have {model.frontend.dim} bins, and the encoder takes {backbone.part['in_dim']}"
+        )
+    model.backbone = backbone
+    fit_weights(model.heads["ctc"].linear, head, f"{where}: CTC layer")
+    model.tokenizer = tokenizer
+    return model.eval()
+
+
+def _ctc_weights(
+    weights: Mapping[str, Tensor], places: tuple[str, ...], where: str, blank: int | None = None
+) -> dict[str, Tensor]:
+    """Weight (V, D) and bias (V,) of a CTC layer, the blank, last or as given, put first."""
+    for place in places:
+        if f"{place}.weight" in weights and f"{place}.bias" in weights:
+            weight, bias = weights[f"{place}.weight"].float(), weights[f"{place}.bias"].float()
+            size = len(bias)
+            blank = size - 1 if blank is None else blank
+            if weight.dim() < 2 or len(weight) != size or not 0 <= blank < size:
+                raise InputError(f"{where}: CTC layer {place} has shapes {tuple(weight.shape)}, {tuple(bias.shape)}")
+            order = [blank, *(unit for unit in range(size) if unit != blank)]
+            return {"weight": weight.flatten(1)[order], "bias": bias[order]}
+    raise InputError(f"{where} has no CTC layer ({' or '.join(places)}); its encoder alone: import_backbone")
+
+
+def _nemo_tokenizer(found: Published, pieces: int) -> Tokenizer | None:
+    """The SentencePiece model of an archive, or the characters of its config; None when it has neither."""
+    models = [content for name, content in found.files.items() if name.endswith("tokenizer.model")]
+    if models:
+        return BPE(models[0], shift=1)
+    section = found.config.get("decoder") or {}
+    symbols = found.config.get("labels") or section.get("vocabulary")
+    if isinstance(symbols, list) and len(symbols) == pieces:
+        return Pieces([str(symbol) for symbol in symbols])
+    return None
+
+
+def _parakeet_tokenizer(tokenizer: Mapping[str, Any], size: int) -> Tokenizer | None:
+    """The pieces of a fast tokenizer, unit u + 1 here being its u; None when it holds none in a form we know."""
+    vocab = (tokenizer.get("model") or {}).get("vocab")
+    if isinstance(vocab, dict):
+        numbers = {number: piece for piece, number in vocab.items()}
+    elif isinstance(vocab, list):
+        numbers = {number: pair[0] for number, pair in enumerate(vocab)}
+    else:
+        return None
+    return Pieces([str(numbers.get(number, "")) for number in range(size - 1)])
+
+
+def _json(content: bytes, where: str) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{where}: expected an object, found {type(found).__name__}")
+    return found
