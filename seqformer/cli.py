@@ -87,7 +87,7 @@ def transcribe(
 
 @app.command()
 def models(
-    pattern: Annotated[str, typer.Argument(help="An fnmatch pattern.")] = "*_*",
+    pattern: Annotated[str, typer.Argument(help="An fnmatch pattern.")] = "*",
     in_dim: Annotated[int, typer.Option(help="Features of an input frame.")] = 80,
     ladder: Annotated[bool, typer.Option(help="From Conformer to Squeezeformer, one change at a time.")] = False,
 ) -> None:

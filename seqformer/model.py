@@ -1,6 +1,8 @@
 """SequenceModel: frontend -> backbone -> heads."""
 
+from collections.abc import Callable
 from fnmatch import fnmatch
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -9,22 +11,28 @@ from torch import Tensor, nn
 import seqformer.backbones
 import seqformer.frontends
 import seqformer.heads  # noqa: F401  importing these registers their names
-from seqformer.registry import create, named, names
+from seqformer.errors import InputError
+from seqformer.registry import create, lookup, named, names
 
 
 class SequenceModel(nn.Module):
     """``model(inputs, mask)`` -> {head: logits}; with ``targets`` and ``weight`` -> {"loss": ..., head: its loss}.
 
     Training goes through ``forward`` too, so that data parallel wrappers and the compiler see it. ``weights`` are the
-    shares of the heads in the total loss.
+    shares of the heads in the total loss; ``blocks`` says which block a head reads, where that is not the last.
     """
 
     def __init__(
-        self, frontend: nn.Module, backbone: nn.Module, heads: dict[str, nn.Module], weights: dict[str, float]
+        self,
+        frontend: nn.Module,
+        backbone: nn.Module,
+        heads: dict[str, nn.Module],
+        weights: dict[str, float],
+        blocks: dict[str, int] | None = None,
     ):
         super().__init__()
         self.frontend, self.backbone, self.heads = frontend, backbone, nn.ModuleDict(heads)
-        self.weights = weights
+        self.weights, self.blocks = weights, blocks or {}
         self.parts: dict[str, Any] | None = None  # what create_model was given, to be made again from
         self.tokenizer = None  # of a checkpoint with one: units -> text
 
@@ -36,15 +44,24 @@ class SequenceModel(nn.Module):
         weight: Tensor | None = None,
     ) -> dict[str, Tensor]:
         features = self.frontend(inputs, mask)
-        x, mask = self.backbone(features.x, features.mask, features.bias)
+        keep = self._wanted()
+        read = self._read(self.backbone(features.x, features.mask, features.bias, **keep), **keep)
         if targets is None:
-            return {name: head(x, mask) for name, head in self.heads.items()}
-        losses = {name: head.loss(x, mask, targets[head.target], weight) for name, head in self.heads.items()}
+            return {name: head(*read[name]) for name, head in self.heads.items()}
+        losses = {name: head.loss(*read[name], targets[head.target], weight) for name, head in self.heads.items()}
         found = {"loss": sum(self.weights[name] * loss for name, loss in losses.items())} | losses
-        for head in self.heads.values():
+        for name, head in self.heads.items():
             if hasattr(head, "infeasible"):
-                found["infeasible"] = head.infeasible(mask, targets[head.target]).sum()
+                found["infeasible"] = head.infeasible(read[name][1], targets[head.target]).sum()
         return found
+
+    def _wanted(self) -> dict[str, dict]:
+        """The backbone's keyword for blocks that heads read, and nothing where all read the last."""
+        return {"keep": dict.fromkeys(self.blocks.values())} if self.blocks else {}
+
+    def _read(self, last: tuple[Tensor, Tensor], keep: dict | None = None) -> dict[str, tuple[Tensor, Tensor]]:
+        """Frames and their mask for each head."""
+        return {name: keep[self.blocks[name]] if name in self.blocks else last for name in self.heads}
 
     def loss(self, batch) -> Tensor:
         """The total loss of a Batch, float32."""
@@ -58,12 +75,13 @@ class SequenceModel(nn.Module):
     def evaluate(self, batch) -> tuple[dict[str, list], Tensor | None]:
         """Predictions as ``predict`` gives them and, where the batch has targets, the total loss, in one pass."""
         features = self.frontend(batch.inputs, batch.mask)
-        x, mask = self.backbone(features.x, features.mask, features.bias)
-        found = {name: head.predict(x, mask) for name, head in self.heads.items()}
+        keep = self._wanted()
+        read = self._read(self.backbone(features.x, features.mask, features.bias, **keep), **keep)
+        found = {name: head.predict(*read[name]) for name, head in self.heads.items()}
         if not batch.targets:
             return found, None
         losses = (
-            self.weights[name] * head.loss(x, mask, batch.targets[head.target], batch.weight)
+            self.weights[name] * head.loss(*read[name], batch.targets[head.target], batch.weight)
             for name, head in self.heads.items()
         )
         return found, sum(losses)
@@ -72,16 +90,26 @@ class SequenceModel(nn.Module):
 def create_model(frontend: dict[str, Any], backbone: dict[str, Any], head: dict[str, Any]) -> SequenceModel:
     """Build a model of registered parts, each ``{"name": ..., keyword: value}``.
 
-    ``head`` is one such part or several, {their name: part}, each with an optional ``weight`` in the loss. Widths are
-    passed along: the frontend's to the backbone, the backbone's to the heads. Raises InputError on an unknown name
+    ``head`` is one such part or several, {their name: part}, each with an optional ``weight`` in the loss and ``at``,
+    the number of the block that it reads in place of the last (an auxiliary, or intermediate, head). Widths are passed
+    along: the frontend's to the backbone, the backbone's to the heads. Raises InputError on an unknown name
     or keyword or a value of the wrong type.
     """
     front = _build("frontend", frontend)
     body = _build("backbone", backbone, in_dim=front.dim)
     parts = {part_name: dict(part) for part_name, part in head_parts(head).items()}
-    weights = {part_name: float(part.pop("weight", 1.0)) for part_name, part in parts.items()}
-    heads = {key: _build("head", part, dim=body.dim) for key, part in parts.items()}
-    model = SequenceModel(front, body, heads, weights)
+    weights = {key: float(part.pop("weight", 1.0)) for key, part in parts.items()}
+    blocks = {key: part.pop("at") for key, part in parts.items() if part.get("at") is not None}
+    for key in parts:
+        if hasattr(nn.ModuleDict, key):
+            raise InputError(f"head {key}: the name is taken by torch; choose another")
+    for key, number in blocks.items():
+        known = len(getattr(body, "blocks", ()))
+        if not 0 <= number < known or "keep" not in signature(body.forward).parameters:
+            raise InputError(f"head {key}: at is {number}; the backbone has {known} blocks to read")
+    widths = {key: body.dims[blocks[key]] if key in blocks and hasattr(body, "dims") else body.dim for key in parts}
+    heads = {key: _build("head", part, dim=widths[key]) for key, part in parts.items()}
+    model = SequenceModel(front, body, heads, weights, blocks)
     if not hasattr(body, "part"):  # that of a checkpoint's has its own architecture, not the path it was read from
         body.part = backbone | {"in_dim": front.dim}
     own = {key: value for key, value in body.part.items() if key != "in_dim"}
@@ -100,8 +128,17 @@ def create_backbone(name: str, **arguments: Any) -> nn.Module:
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
-    """Names of the backbones that match an fnmatch pattern: presets, and the classes they are sizes of."""
-    return [name for name in names("backbone") if fnmatch(name, pattern)]
+    """Names of the backbones that match an fnmatch pattern and need no argument but in_dim: the published sizes.
+
+    Beside them a family by its own name (``conformer``) takes any size, and ``pretrained`` a checkpoint.
+    """
+    return [name for name in names("backbone") if fnmatch(name, pattern) and _is_ready(lookup("backbone", name))]
+
+
+def _is_ready(target: Callable) -> bool:
+    given = [parameter for parameter in signature(target).parameters.values() if parameter.name != "in_dim"]
+    complete = all(one.default is not Parameter.empty or one.kind is Parameter.VAR_KEYWORD for one in given)
+    return complete and not getattr(target, "is_family", False)
 
 
 def _build(kind: str, part: dict[str, Any], **given: Any) -> nn.Module:

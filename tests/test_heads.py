@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from seqformer.decode.greedy import collapse
+from seqformer.errors import InputError
 from seqformer.heads.classify import Classify
 from seqformer.heads.ctc import CTC
 from seqformer.heads.framewise import Framewise
@@ -265,3 +266,42 @@ def test_several_heads_are_a_weighted_dict():
     }  # fmt: skip
     single = create_model({"name": "dense", "channels": 3}, {"name": "conformer"} | keywords, parts["words"])
     assert list(single.heads) == ["ctc"] and single.weights == {"ctc": 0.3}
+
+
+def swb(**aux):
+    torch.manual_seed(0)
+    body = dict(name="conformer_swb", dim=8, depth=3, heads=2, ff_factor=1, dropout=0.0, attention_dropout=0.0)
+    main = {"name": "framewise", "vocab": 4, "focal": 2.0}
+    return create_model({"name": "dense", "channels": 6}, body, {"states": main, "lower": main | aux})
+
+
+def test_an_auxiliary_head_reads_the_block_it_names():
+    """The Switchboard hybrid: frames of a lower block, by the shared transposed convolution, and a layer of its own."""
+    model = swb(at=1, hidden=5, weight=0.3).eval()
+    raw, mask = {"x": torch.randn(2, 14, 6)}, mask_of(torch.tensor([14, 5]), 14)
+    features = model.frontend(raw, mask)
+    y, _, (lower,) = model.backbone.forward_intermediates(features.x, features.mask, [1])
+    logits = model(raw, mask)
+    assert torch.equal(logits["states"], model.heads["states"](y, mask))
+    head = model.heads["lower"]
+    assert torch.equal(logits["lower"], head.linear(head.hidden(lower))) and head.hidden.out_features == 5
+    labels = torch.randint(-1, 4, (2, 14))
+    losses = model(raw, mask, {"labels": labels}, torch.ones(2))
+    torch.testing.assert_close(losses["loss"], losses["states"] + 0.3 * losses["lower"])
+    # Focal: each frame's cross-entropy times (1 - p)^2.
+    scored = mask & (labels >= 0)
+    log_p = logits["lower"].log_softmax(-1).gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1)[scored]
+    torch.testing.assert_close(losses["lower"], (-log_p * (1 - log_p.exp()) ** 2).mean())
+
+
+def test_a_head_may_read_frames_of_another_rate():
+    part = {"name": "squeezeformer", "dim": 8, "depth": 3, "heads": 2, "ff_factor": 1, "stem": "linear", "reduce_at": 1}
+    heads = {"whole": {"name": "ctc", "vocab": 3}, "middle": {"name": "ctc", "vocab": 3, "at": 1}}
+    model = create_model({"name": "dense", "channels": 6}, part, heads).eval()
+    raw, mask = {"x": torch.randn(2, 13, 6)}, mask_of(torch.tensor([13, 6]), 13)
+    logits = model(raw, mask)
+    assert [logits[name].shape[1] for name in heads] == [13, 7]
+    losses = model(raw, mask, {"text": torch.tensor([[1, 2, 1, 2], [1, 2, 1, 2]])}, torch.ones(2))
+    assert losses["infeasible"] == 1  # the second item has 3 frames at half the rate
+    with pytest.raises(InputError, match="head middle: at is 3; the backbone has 3 blocks"):
+        create_model({"name": "dense", "channels": 6}, part, heads | {"middle": heads["middle"] | {"at": 3}})

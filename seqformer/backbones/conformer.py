@@ -12,10 +12,10 @@ Padding is handled as in ``squeezeformer.py``.
 """
 
 from seqformer.backbones.encoder import Encoder
-from seqformer.backbones.presets import preset
+from seqformer.backbones.presets import family, preset
 
 
-@preset(Encoder)
+@family(Encoder)
 def conformer(**changes) -> Encoder:
     macaron = dict(layout="fACf", norms="pre", conv_activation="glu", stem="conv2d", input_norm=False)
     return Encoder(**(macaron | changes))

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqformer.backbones.intermediates import forward_intermediates
+from seqformer.backbones.intermediates import Kept, forward_intermediates
 from seqformer.backbones.presets import preset
 from seqformer.nn.conv import DepthwiseConv
 from seqformer.nn.gate import Gate, make_gate
@@ -136,7 +136,7 @@ class ContextNet(nn.Module):
         if window is not None and gate != "se":
             raise ValueError(f"window {window} needs gate 'se', found {gate!r}")
         self.stride: int = 2 ** len(reduce_at)
-        self.blocks = nn.ModuleList()
+        self.blocks, self.dims = nn.ModuleList(), []
         for index, base in enumerate(channels):
             dim, middle = rounded(base * width), 0 < index < len(channels) - 1
             stride = 2 if index in reduce_at else 1
@@ -145,16 +145,21 @@ class ContextNet(nn.Module):
                 Block(in_dim, dim, convs if middle else 1, kernel, stride, scale, middle, causal, dropout)
             )
             in_dim = dim
+            self.dims.append(dim)
         self.dim: int = in_dim
 
     def forward(
-        self, x: Tensor, mask: Tensor, bias: Tensor | None = None, keep: dict[int, Tensor] | None = None
+        self,
+        x: Tensor,
+        mask: Tensor,
+        bias: Tensor | None = None,
+        keep: Kept | None = None,
     ) -> tuple[Tensor, Tensor]:
         """``bias`` is for attention, of which there is none here: accepted as every backbone does, and not used."""
         for index, block in enumerate(self.blocks):
             x, mask = block(x, mask)
             if keep is not None and index in keep:
-                keep[index] = zero_padding(x, mask)
+                keep[index] = zero_padding(x, mask), mask
         return zero_padding(x, mask), mask
 
     forward_intermediates = forward_intermediates

@@ -21,7 +21,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from seqformer.backbones.intermediates import forward_intermediates
+from seqformer.backbones.intermediates import Kept, forward_intermediates
 from seqformer.nn.attention import Attention, Positions
 from seqformer.nn.conv import ConvActivation, ConvModule, TimeRecovery, TimeReduction, TimeUpsample, conv_width
 from seqformer.nn.drop_path import drop_path
@@ -192,7 +192,11 @@ class Encoder(nn.Module):
         self.needs_table = positions == "xl"
 
     def forward(
-        self, x: Tensor, mask: Tensor, bias: Tensor | None = None, keep: dict[int, Tensor] | None = None
+        self,
+        x: Tensor,
+        mask: Tensor,
+        bias: Tensor | None = None,
+        keep: Kept | None = None,
     ) -> tuple[Tensor, Tensor]:
         given = mask
         x, mask = self.stem(x, mask)
@@ -210,7 +214,7 @@ class Encoder(nn.Module):
             if self.long_skip:
                 x = x + skip
             if keep is not None and index in keep:
-                keep[index] = self._out(x, mask, given)[0]
+                keep[index] = self._out(x, mask, given)
         return self._out(x, mask, given)
 
     forward_intermediates = forward_intermediates

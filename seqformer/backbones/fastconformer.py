@@ -13,10 +13,10 @@ Hugging Face's ParakeetEncoder is the same network.
 
 from seqformer.backbones.conformer import conformer
 from seqformer.backbones.encoder import Encoder
-from seqformer.backbones.presets import preset
+from seqformer.backbones.presets import family, preset
 
 
-@preset(Encoder)
+@family(Encoder)
 def fastconformer(**changes) -> Encoder:
     return conformer(
         **(dict(stem="depthwise_conv2d", stem_stride=8, stem_channels=256, kernel=9, attention_dropout=0.1) | changes)

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+Kept = dict[int, tuple[Tensor, Tensor] | None]  # block -> its frames and their mask, for ``forward`` to fill
+
 
 def forward_intermediates(
     self: nn.Module, x: Tensor, mask: Tensor, indices: list[int] | None = None, bias: Tensor | None = None
@@ -15,4 +17,4 @@ def forward_intermediates(
     wanted = every if indices is None else [every[index] for index in indices]
     keep = dict.fromkeys(wanted)
     x, mask = self.forward(x, mask, bias, keep)
-    return x, mask, [keep[index] for index in wanted]
+    return x, mask, [keep[index][0] for index in wanted]

@@ -13,3 +13,13 @@ def preset(built: type) -> Callable[[Callable], Callable]:
         return register("backbone")(function)
 
     return decorate
+
+
+def family(built: type) -> Callable[[Callable], Callable]:
+    """A preset without a size, which leaves dim, depth and heads to be given."""
+
+    def decorate(function: Callable) -> Callable:
+        function.is_family = True
+        return preset(built)(function)
+
+    return decorate

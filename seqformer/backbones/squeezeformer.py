@@ -18,10 +18,10 @@ but in its code and its parameter counts.
 """
 
 from seqformer.backbones.encoder import Encoder
-from seqformer.backbones.presets import preset
+from seqformer.backbones.presets import family, preset
 
 
-@preset(Encoder)
+@family(Encoder)
 def squeezeformer(**changes) -> Encoder:
     return Encoder(**changes)  # the defaults of Encoder are Squeezeformer's, at one frame rate
 

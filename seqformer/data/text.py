@@ -4,6 +4,7 @@ A tokenizer is fitted on training rows only and is plain JSON on disk.
 """
 
 import base64
+import functools
 import io
 from typing import Literal
 
@@ -65,13 +66,20 @@ class BPE:
 
     def __init__(self, model: bytes, shift: int = 0):
         self.model, self.shift = model, shift
+
+    @functools.cached_property
+    def processor(self):
+        """Opened at first use: a checkpoint's weights can be had without sentencepiece, or with a tokenizer damaged."""
+        if not self.model:
+            raise InputError("the SentencePiece model of a tokenizer is empty")
         try:
-            self.processor = _sentencepiece().SentencePieceProcessor(model_proto=model) if model else None
+            return _sentencepiece().SentencePieceProcessor(model_proto=self.model)
         except RuntimeError as error:
             raise InputError("the SentencePiece model of a tokenizer is damaged") from error
-        if self.processor is None:
-            raise InputError("the SentencePiece model of a tokenizer is empty")
-        self.size = self.processor.get_piece_size() + shift
+
+    @property
+    def size(self) -> int:
+        return self.processor.get_piece_size() + self.shift
 
     @classmethod
     def fit(cls, texts: list[str], vocab: int) -> "BPE":

@@ -16,18 +16,27 @@ class Framewise(nn.Module):
     """x (B, T, D) -> logits (B, T, vocab), for a backbone of stride 1.
 
     ``classes``: targets (B, T) are class numbers, -1 not scored, cross-entropy. ``values``: targets (B, T, vocab) are
-    numbers, NaN not scored, mean absolute error (``mae``) or squared error (``mse``).
+    numbers, NaN not scored, mean absolute error (``mae``) or squared error (``mse``). ``focal`` weighs the
+    cross-entropy of a class by (1 - p)^focal (Lin et al. 2017); ``hidden`` puts a linear layer of that width, without
+    activation, before the last (the auxiliary heads of the Switchboard hybrid).
     """
 
     def __init__(
-        self, dim: int, vocab: int, target: str = "labels", loss: Literal["classes", "mae", "mse"] = "classes"
+        self,
+        dim: int,
+        vocab: int,
+        target: str = "labels",
+        loss: Literal["classes", "mae", "mse"] = "classes",
+        focal: float = 0.0,
+        hidden: int | None = None,
     ):
         super().__init__()
-        self.target, self.kind = target, loss
-        self.linear = nn.Linear(dim, vocab)
+        self.target, self.kind, self.focal = target, loss, focal
+        self.hidden = nn.Identity() if hidden is None else nn.Linear(dim, hidden)
+        self.linear = nn.Linear(hidden or dim, vocab)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.linear(x)
+        return self.linear(self.hidden(x))
 
     def loss(self, x: Tensor, mask: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
         """Weighted mean over all scored frames of the batch, float32; 0 when none is scored.
@@ -36,10 +45,12 @@ class Framewise(nn.Module):
         """
         if targets.shape[1] != x.shape[1]:
             raise ValueError(f"{targets.shape[1]} target frames for {x.shape[1]} frames: use a backbone of stride 1")
-        logits = self.linear(x).float()
+        logits = self(x, mask).float()
         if self.kind == "classes":
             scored = mask & (targets >= 0)
             error = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-1, reduction="none")
+            if self.focal:
+                error = error * (1 - (-error).exp()) ** self.focal
         else:
             targets = targets.reshape(logits.shape).float()
             scored = mask[..., None] & targets.isfinite()
@@ -51,6 +62,6 @@ class Framewise(nn.Module):
 
     def predict(self, x: Tensor, mask: Tensor) -> list[np.ndarray]:
         """For each item, (frames, vocab) class probabilities or values, float32."""
-        logits = self.linear(x).detach().float()
+        logits = self(x, mask).detach().float()
         scores = (logits.softmax(dim=-1) if self.kind == "classes" else logits).cpu().numpy()
         return [item[:length] for item, length in zip(scores, lengths_of(mask).tolist(), strict=True)]

@@ -78,11 +78,16 @@ def settings_of(config: dict[str, Any], weights: Mapping[str, Any]) -> dict[str,
         conv_activation="glu" if names.get("conv_use_glu") else "swish",
         stem="depthwise_conv2d" if names.get("ds_subsample") else "conv2d",
         stem_channels=filters,
-        reduce_at=names.get("time_reduce_idx"),
-        recover_at=names.get("time_recover_idx") or ([] if names.get("time_reduce_idx") is not None else None),
+        reduce_at=_places(names.get("time_reduce_idx")),
+        recover_at=_places(names.get("time_recover_idx")),
         dropout=names.get("dropout", 0.0),
         convention="squeezeformer_tf",
     )
+
+
+def _places(blocks: int | list[int] | None) -> list[int]:
+    """No recovery there means none, not before the last block."""
+    return [blocks] if isinstance(blocks, int) else list(blocks or [])
 
 
 def our_name(name: str, settings: dict[str, Any]) -> str | None:

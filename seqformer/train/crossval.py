@@ -147,7 +147,7 @@ def check_parts(config: Run) -> None:
     for kind, (parts, passed) in given.items():
         for part in parts:
             arguments = {
-                key: value for key, value in part.items() if key not in ("name", *(["weight"] * (kind == "head")))
+                key: value for key, value in part.items() if key not in ("name", *(("weight", "at") * (kind == "head")))
             }
             check(kind, part["name"], arguments, f"config: {kind}", passed)
     check_optimizer(config.optim.name)
