@@ -35,6 +35,8 @@ RULES = {
     "config": {"errors", "registry"},
     "metrics": {"errors", "registry"},
     "checkpoint": {"errors"},
+    "state_dict": {"errors"},
+    "archive": {"errors", "state_dict"},
     "batch": {"nn.mask", "errors"},
     "frontends": PARTS | {"frontends.features"},
     "backbones": PARTS | {"backbones.presets"},
