@@ -22,7 +22,8 @@ from torch import Tensor
 from seqformer.errors import InputError, first_few
 from seqformer.published.state_dict import MIB, naming, opened, plain_name, read_state_dict, shown, size_of
 
-MOST_CONFIG, MOST_FILE, MOST_FILES, MOST_WEIGHTS = 4 * MIB, 64 * MIB, 256 * MIB, 16 * 1024 * MIB  # bytes
+# Bytes read of a file; of a config few, as YAML takes up to 250 times its size while it is parsed.
+MOST_CONFIG, MOST_FILE, MOST_FILES, MOST_WEIGHTS = MIB, 64 * MIB, 256 * MIB, 16 * 1024 * MIB
 MOST_HEADER = 16 * MIB  # of a safetensors file; 40,000 tensors or so
 MOST_MEMBERS, MOST_DEPTH = 1000, 64
 MOST_RATIO, SLACK = 8, 64 * MIB  # weights hardly compress: honest archives unpack to 1.1 times their size
@@ -74,6 +75,8 @@ def read_folder(folder: str | Path) -> Published:
         raise InputError(f"{folder}: has no config.json: is it a folder of a published model?")
     config = _json(_inside(folder, "config.json"), MOST_CONFIG)
     candidates = [name for name in ("model.safetensors", INDEX) if (folder / name).exists()]
+    if not candidates and not (folder / "pytorch_model.bin").exists():
+        raise InputError(f"{folder}: has no weights: neither model.safetensors nor pytorch_model.bin")
     if len(candidates) > 1:
         raise InputError(f"{folder}: holds both {' and '.join(candidates)}; remove one of them")
     if candidates == [INDEX]:
@@ -168,9 +171,7 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, int, _Forward]]:
             if member.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or member.sparse is not None:
                 raise InputError(f"{what} is not a file but a link, device or the like; pack its content instead")
             if name.lower() in seen or not name:
-                raise InputError(
-                    f"{shown} is there twice, or has no name of its own; pack it again with each file once"
-                )
+                raise InputError(f"{what} has no name, or one that is there already; pack each file once")
             limit = {CONFIG: MOST_CONFIG, WEIGHTS: MOST_WEIGHTS}.get(name, min(MOST_FILE, room))
             if not 0 <= member.size <= limit:
                 raise InputError(f"{what} is {member.size} bytes, of at most {limit}")
@@ -189,8 +190,7 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, int, _Forward]]:
 
 
 def _safetensors(path: Path) -> dict[str, Tensor]:
-    """The library (0.8) refuses overlaps, holes, wrong sizes and unknown types, and takes the last of duplicate keys
-    and headers of 100 MB."""
+    """The library (0.8) refuses overlaps, holes, wrong sizes and unknown types; the two checks before it, it lacks."""
     from safetensors.torch import load_file
 
     with naming(path):

@@ -1,7 +1,7 @@
 """A torch checkpoint's state dict, read without pickle: a pickle is a program, and this reader runs none of it.
 
-torch.load is not called, as its safe mode was bypassed before (CVE-2025-32434, CVE-2026-24747). The opcodes of the
-pickle are read here; nothing that they name is imported, and all they can make is dicts, lists, plain values and tensors.
+torch.load is not called, as its safe mode was bypassed before (CVE-2025-32434, CVE-2026-24747). The opcodes are read
+here; nothing that they name is imported, and all they can make is dicts, lists, plain values and tensors.
 """
 
 import io
@@ -90,7 +90,7 @@ def _check_directory(file: BinaryIO, size: int) -> None:
     tail = file.read().rjust(98, b"\0")
     directory = struct.unpack("<L", tail[88:92])[0]
     if tail[56:60] == b"PK\6\7":
-        directory = struct.unpack("<Q", tail[40:48])[0]
+        directory = max(directory, struct.unpack("<Q", tail[40:48])[0])
     if tail[76:80] != b"PK\5\6" or tail[96:] != b"\0\0":
         raise InputError("is cut short, or damaged at its end")
     if directory > MOST_DIRECTORY:
@@ -203,7 +203,8 @@ def _built(code: bytes, storage: Callable[[Any], _Storage]) -> Any:
 
 def _of(kind: type, value: Any) -> Any:
     if type(value) is not kind:
-        raise InputError(f"its pickle has a {type(value).__name__} in place of a {kind.__name__}")
+        found, wanted = (name.__name__.strip("_").lower() for name in (type(value), kind))
+        raise InputError(f"its pickle has a {found} in place of a {wanted}")
     return value
 
 
