@@ -76,7 +76,7 @@ def attention_distance(weight_BHTT: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
     return apart_BHT.masked_fill(~real, 0).sum(dim=(0, 2)), uniform_BT.masked_fill(~mask, 0).sum(), mask.sum()
 
 
-def learned_factors(block: nn.Module, kind: type, name: str) -> dict[str, float]:
+def learned_factors(block: nn.Module, kind: type | tuple[type, ...], name: str) -> dict[str, float]:
     """Root mean square of one parameter of all modules of a kind in a block, by the path of the module."""
     found = {}
     for path, module in block.named_modules():
@@ -146,7 +146,7 @@ def _depth(block: nn.Module, index: int, sums: Sums, stride: int, input_ms: floa
         stride=stride,
         frame_ms=frame_ms,
         similarity=[None if value is None else float(value) for value in similarity],
-        layer_norms=learned_factors(block, nn.LayerNorm, "weight"),
+        layer_norms=learned_factors(block, (nn.LayerNorm, nn.RMSNorm), "weight"),
         scales=learned_factors(block, LearnedScale, "scale"),
         distance_frames=frames,
         distance_ms=[frame_ms * value for value in frames] if frame_ms else None,

@@ -341,7 +341,7 @@ def test_conformer_block():
 
 @torch.no_grad()
 def test_the_scale_of_a_branch_may_follow_it():
-    block, x = made_block("squeezeformer", layout="FF", norms="post_scale_out"), frames(3, 7, 6)
+    block, x = made_block("squeezeformer", layout="FF", norm_at="post_scale_out"), frames(3, 7, 6)
     z = x
     for branch, scale, norm in zip(block.branches, block.scales, block.after, strict=True):
         z = F.layer_norm(z + plain_ff(branch, z) * scale.scale + scale.bias, (6,), norm.weight, norm.bias, 1e-5)

@@ -328,11 +328,16 @@ def test_options_without_a_counterpart_are_refused():
         ("nemo", NEMO | {"conv_context_size": [3, 5]}, "conv_context_size is \\[3, 5\\]"),
         ("nemo", NEMO | {"feat_out": 7}, "feat_out is 7"),
         ("nemo", {"n_layers": 2}, "config has no d_model; it has n_layers"),
-        ("nemo", NEMO | {"n_heads": 5}, "dim 32 is not a multiple of heads 5"),
+        ("nemo", NEMO | {"n_layers": 0}, "config says 0 blocks, and the weights hold 1"),
+        ("nemo", NEMO | {"n_layers": 10**9}, "config says 1000000000 blocks, and the weights hold 1"),
+        ("nemo", NEMO | {"n_layers": 1, "n_heads": 5}, "dim 32 is not a multiple of heads 5"),
+        ("nemo", NEMO | {"n_layers": 1, "d_model": 2**20}, "missing: .*stem"),
+        ("nemo", NEMO | {"att_context_size": "wide"}, "nemo config: .*unpack"),
+        ("nemo", NEMO | {"n_layers": "two"}, "config says two blocks"),
         ("parakeet_hf", {"hidden_size": 8, "num_hidden_layers": 1, "hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ("squeezeformer_tf", OFFICIAL | {"encoder_fixed_arch": ["c", "f", "m", "f"]}, "fixed_arch is"),
         ("squeezeformer_tf", OFFICIAL | {"encoder_mha_type": "mha"}, "mha_type is 'mha'"),
         ("nemos", {}, "unknown source 'nemos'; did you mean 'nemo'"),
     ):
         with pytest.raises(InputError, match=words):
-            import_backbone({}, source=source, config=config)
+            import_backbone({"layers.0.norm_out.bias": np.zeros(3)}, source=source, config=config)

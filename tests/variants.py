@@ -21,7 +21,7 @@ STEMS = {  # stem -> the strides it is tested with
 CHOICES = [
     *[dict(positions=positions) for positions in POSITIONS],
     *[dict(stem=stem, stem_stride=stride) for stem, strides in STEMS.items() for stride in strides],
-    *[dict(norms=norms) for norms in ("pre", "post", "post_scale_in", "post_scale_out")],
+    *[dict(norm_at=norm_at) for norm_at in ("pre", "post", "post_scale_in", "post_scale_out")],
     *[dict(norm=norm, conv_norm=norm) for norm in ("rms", "batch", "layer")],
     *[dict(layout=layout) for layout in ("ACF", "C3AF", ["CF", "AF", "fACf"])],
     *[dict(gate=gate) for gate in ("se", "eca")],

@@ -17,7 +17,7 @@ from seqformer.backbones.presets import family, preset
 
 @family(Encoder)
 def conformer(**changes) -> Encoder:
-    macaron = dict(layout="fACf", norms="pre", conv_activation="glu", stem="conv2d", input_norm=False)
+    macaron = dict(layout="fACf", norm_at="pre", conv_activation="glu", stem="conv2d", input_norm=False)
     return Encoder(**(macaron | changes))
 
 

@@ -32,7 +32,7 @@ from seqformer.nn.norm import LearnedScale, NoNorm, NormKind, make_norm
 from seqformer.nn.positions import sinusoid_table
 from seqformer.nn.subsample import Stem, make_stem
 
-Norms = Literal["pre", "post", "post_scale_in", "post_scale_out"]
+NormAt = Literal["pre", "post", "post_scale_in", "post_scale_out"]
 ConventionName = Literal["seqformer", "nemo", "squeezeformer_tf"]
 
 
@@ -56,7 +56,7 @@ CONVENTIONS = {
 class Block(nn.Module):
     """Residual branches in the order of a layout: A attention, C convolution, F feed-forward, f half of a feed-forward.
 
-    ``norms``: ``pre`` puts a norm before each branch and one at the end of the block (Conformer), ``post`` one after
+    ``norm_at``: ``pre`` puts a norm before each branch and one at the end of the block (Conformer), ``post`` one after
     each residual sum; ``post_scale_in`` and ``post_scale_out`` have a learned scale at the entry (Squeezeformer) or
     the exit of a branch beside it. ``rate`` is the share of items for which training leaves a branch out.
     """
@@ -65,20 +65,20 @@ class Block(nn.Module):
         self,
         layout: str,
         parts: dict[str, Callable[[], nn.Module]],
-        norms: Norms,
+        norm_at: NormAt,
         make_norm: Callable[[], nn.Module],
         make_scale: Callable[[], nn.Module],
         rate: float,
     ):
         super().__init__()
         self.letters, self.rate = layout, rate
-        entry = {"pre": make_norm, "post_scale_in": make_scale}.get(norms, NoNorm)
-        leave = {"post_scale_out": make_scale}.get(norms, NoNorm)
+        entry = {"pre": make_norm, "post_scale_in": make_scale}.get(norm_at, NoNorm)
+        leave = {"post_scale_out": make_scale}.get(norm_at, NoNorm)
         self.branches = nn.ModuleList(parts[letter.upper()]() for letter in layout)
         self.before = nn.ModuleList(entry() for _ in layout)
         self.scales = nn.ModuleList(leave() for _ in layout)
-        self.after = nn.ModuleList(NoNorm() if norms == "pre" else make_norm() for _ in layout)
-        self.final = make_norm() if norms == "pre" else NoNorm()
+        self.after = nn.ModuleList(NoNorm() if norm_at == "pre" else make_norm() for _ in layout)
+        self.final = make_norm() if norm_at == "pre" else NoNorm()
 
     def forward(self, x: Tensor, mask: Tensor, table: Tensor | None, bias: Tensor | None) -> Tensor:
         for index, letter in enumerate(self.letters):
@@ -115,7 +115,7 @@ class Encoder(nn.Module):
         depth: int,
         heads: int,
         layout: str | list[str] = "AFCF",
-        norms: Norms = "post_scale_in",
+        norm_at: NormAt = "post_scale_in",
         norm: NormKind = "layer",
         positions: Positions = "xl",
         max_distance: int | None = None,
@@ -176,7 +176,7 @@ class Encoder(nn.Module):
             Block(
                 letters,
                 parts,
-                norms,
+                norm_at,
                 partial(norm_of, norm, dim),
                 partial(LearnedScale, dim),
                 drop_path * index / max(depth - 1, 1),

@@ -29,7 +29,7 @@ LADDER = (
     Step("ladder_unet", "reduce_at=7", None, 7.28),
     Step("ladder_layout", "layout=AFCF", None, 7.12),
     Step("ladder_swish", "conv_activation=swish", None, None),
-    Step("ladder_scale", "norms=post_scale_in", None, 6.89),
+    Step("ladder_scale", "norm_at=post_scale_in", None, 6.89),
     Step("squeezeformer_sm", "stem=depthwise_conv2d", 2.79, 6.89),
 )
 
@@ -51,4 +51,4 @@ def ladder_swish(**changes) -> Encoder:
 
 @preset(Encoder)
 def ladder_scale(**changes) -> Encoder:
-    return ladder_swish(**(dict(norms="post_scale_in") | changes))
+    return ladder_swish(**(dict(norm_at="post_scale_in") | changes))

@@ -86,11 +86,11 @@ def settings_of(config: dict[str, Any], weights: Mapping[str, Any]) -> dict[str,
     )
     found |= _stem(config, squeezed)
     if not squeezed:
-        return found | dict(layout="fACf", norms="pre", conv_activation="glu", input_norm=False)
+        return found | dict(layout="fACf", norm_at="pre", conv_activation="glu", input_norm=False)
     scaled = config.get("adaptive_scale", True)
     return found | dict(
         layout="AFCF",
-        norms="post_scale_in" if scaled else "post",
+        norm_at="post_scale_in" if scaled else "post",
         conv_activation="swish",
         input_norm=True,
         reduce_at=config.get("time_reduce_idx"),
@@ -134,8 +134,8 @@ def our_name(name: str, settings: dict[str, Any]) -> str | None:
     layer = re.fullmatch(r"layers\.(\d+)\.(\w+)\.?(.*)", name)
     if layer:
         number, part, rest = layer.groups()
-        branches = BRANCHES["conformer" if settings["norms"] == "pre" else "squeezeformer"]
-        side = "before" if settings["norms"] == "pre" else "after"
+        branches = BRANCHES["conformer" if settings["norm_at"] == "pre" else "squeezeformer"]
+        side = "before" if settings["norm_at"] == "pre" else "after"
         places = {branch: f"branches.{index}" for index, branch in enumerate(branches)}
         places |= {NORMS[branch]: f"{side}.{index}" for index, branch in enumerate(branches)}
         places |= {f"{branch}_scale": f"before.{index}" for index, branch in enumerate(branches)}

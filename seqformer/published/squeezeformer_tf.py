@@ -73,7 +73,7 @@ def settings_of(config: dict[str, Any], weights: Mapping[str, Any]) -> dict[str,
         depth=depth,
         heads=require(names, "num_heads", "squeezeformer_tf"),
         layout="AFCF" if squeezed else "fACf",
-        norms="post_scale_in" if squeezed else "pre",
+        norm_at="post_scale_in" if squeezed else "pre",
         kernel=names.get("kernel_size", 31),
         conv_activation="glu" if names.get("conv_use_glu") else "swish",
         stem="depthwise_conv2d" if names.get("ds_subsample") else "conv2d",
@@ -113,7 +113,7 @@ def _place(path: str, leaf: str, settings: dict[str, Any]) -> str | None:
     if not block:
         return None
     number, rest = block.groups()
-    if settings["norms"] == "pre":
+    if settings["norm_at"] == "pre":
         return f"blocks.{number}." + _conformer_place(rest, leaf)
     return f"blocks.{number}." + _squeezeformer_place(rest, leaf)
 

@@ -39,11 +39,16 @@ def import_backbone(
         raise InputError(f"unknown source {source!r}; {nearest(source, _SOURCES)}")
     publisher = _SOURCES[source]
     weights = _encoder_weights(weights)
-    settings = publisher.settings_of(encoder_config(config), weights)
     try:
-        encoder = Encoder(**settings)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{source} config: {error}") from error
+        settings = publisher.settings_of(encoder_config(config), weights)
+        _check_depth(settings["depth"], weights, source)
+        # On meta, for nothing: the weights say whether sizes that a stranger's config names are meant.
+        with torch.device("meta" if strict else "cpu"):
+            encoder = Encoder(**settings)
+    except InputError:
+        raise
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{source} config: {' '.join(str(error).split())}") from error
     state = {}
     for name, value in weights.items():
         if not _COMPUTED.search(name):
@@ -55,8 +60,15 @@ def import_backbone(
     return encoder
 
 
+def _check_depth(depth: int, weights: Mapping[str, Any], source: str) -> None:
+    """Raise InputError when the weights hold another number of blocks than the config says."""
+    held = {int(found[1]) for name in weights if (found := re.search(r"^(?:layers|conformer_blocks)\.(\d+)\.", name))}
+    if depth != len(held):
+        raise InputError(f"{source} config says {depth} blocks, and the weights hold {len(held)}")
+
+
 def fit_weights(model: nn.Module, state: Mapping[str, Tensor], where: str, strict: bool = True) -> None:
-    """Load weights into a model, all of them or none.
+    """Load weights into a model, all of them or none; one on the meta device takes copies of them for its own.
 
     Raises InputError naming the first five that are missing, left over, or of another shape; with ``strict`` False
     what fits is loaded and the rest listed in a warning.
@@ -82,10 +94,11 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], where: str, stric
         raise InputError(f"{where} do not fit the model; {'; '.join(found)}; strict=False loads what fits")
     if found:
         warnings.warn(f"{where} loaded in part; {'; '.join(f'{k}: {v}' for k, v in faults.items() if v)}", stacklevel=2)
-    model.load_state_dict(
-        {name: value for name, value in state.items() if name in wanted and value.shape == wanted[name].shape},
-        strict=False,
-    )
+    fitting = {name: value for name, value in state.items() if name in wanted and value.shape == wanted[name].shape}
+    on_meta = any(value.is_meta for value in wanted.values())
+    if on_meta:
+        fitting = {name: value.to(wanted[name].dtype, copy=True) for name, value in fitting.items()}
+    model.load_state_dict(fitting, strict=False, assign=on_meta)
 
 
 def _without_ones(value: Tensor, like: Tensor) -> Tensor:
