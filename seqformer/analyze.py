@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     import polars
 
 DISTANCES = (1, 2, 3, 4)  # frames
+_BRANCHES = {"A": "attention", "C": "convolution", "F": "feed-forward", "f": "half feed-forward"}  # of a layout
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,18 @@ def attention_distance(weight_BHTT: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
 
 
 def learned_factors(block: nn.Module, kind: type | tuple[type, ...], name: str) -> dict[str, float]:
-    """Root mean square of one parameter of all modules of a kind in a block, by the path of the module."""
-    found = {}
+    """Root mean square of one parameter of all modules of a kind in a block, by the path of the module.
+
+    In a block with a layout a branch is called by what it is: "after 2 convolution" for "after.2".
+    """
+    letters, found = getattr(block, "letters", ""), {}
     for path, module in block.named_modules():
         factor = getattr(module, name, None) if isinstance(module, kind) else None
         if factor is not None:
-            found[path] = float(factor.detach().double().square().mean().sqrt())
+            place, _, number = path.partition(".")
+            word = _BRANCHES.get(letters[int(number)]) if letters and number.isdigit() else None
+            label = f"{place} {number} {word}" if word else path
+            found[label] = float(factor.detach().double().square().mean().sqrt())
     return found
 
 

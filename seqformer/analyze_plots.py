@@ -47,7 +47,7 @@ def draw_scales(depths: "list[Depth]", title: str) -> bytes:
             _line(axes, number, [d.block for d in depths], values, name)
         axes.set_title(kind, fontsize=10)
     panels[0].set_ylabel("root mean square")
-    _finish(figure, depths)
+    _finish(figure, depths, columns=2)  # their names are long
     return _png(figure)
 
 
@@ -82,7 +82,7 @@ def _line(axes: "Axes", number: int, x: list, y: list, label: str) -> None:
     axes.plot(x, y, color=color, marker=marker, markersize=5, linewidth=1.6, label=label)
 
 
-def _finish(figure: "Figure", depths: "list[Depth]") -> None:
+def _finish(figure: "Figure", depths: "list[Depth]", columns: int = 3) -> None:
     """Axis of blocks, legend below, and a band behind the blocks of a lower frame rate."""
     fastest = min(depth.stride for depth in depths)
     for axes in figure.axes:
@@ -98,7 +98,7 @@ def _finish(figure: "Figure", depths: "list[Depth]") -> None:
                 axes.axvspan(depth.block - 0.5, depth.block + 0.5, color="#F1EEE4", linewidth=0, zorder=0,
                              label=label and label + slow)  # fmt: skip
                 label = None
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, fontsize=8.5, frameon=False)
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=columns, fontsize=8.5, frameon=False)
 
 
 def _png(figure: "Figure") -> bytes:

@@ -86,6 +86,31 @@ def transcribe(
 
 
 @app.command()
+def save(
+    run: RunFolder,
+    folder: Annotated[Path, typer.Argument(help="The folder to write: config.json, model.safetensors, README.md.")],
+    fold: Annotated[str, typer.Option(help="Which fold's model: its number, or full.")] = "0",
+    push: Annotated[str | None, typer.Option(help="Upload it to the Hugging Face hub as well, as owner/name.")] = None,
+) -> None:
+    """Save a fold's model for load_pretrained, and for other runs to start from."""
+    import json
+
+    from seqformer.pretrained import push_to_hub, save_pretrained
+
+    trained = open_run(run)
+    model, facts = trained.fold(fold), {"run": trained.config.run, "fold": fold}
+    if (run / "metrics.json").is_file():
+        metrics = json.loads((run / "metrics.json").read_text())
+        if "out_of_fold" in metrics:
+            facts[f"{metrics['metric']}, out of fold"] = f"{metrics['out_of_fold']:.4f} on {metrics['rows']:,} rows"
+    save_pretrained(model, folder, facts)
+    typer.echo(f"{run} fold {fold} -> {folder}")
+    if push:
+        push_to_hub(model, push, facts)
+        typer.echo(f"-> {push}")
+
+
+@app.command()
 def models(
     pattern: Annotated[str, typer.Argument(help="An fnmatch pattern.")] = "*",
     in_dim: Annotated[int, typer.Option(help="Features of an input frame.")] = 80,

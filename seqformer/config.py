@@ -123,13 +123,29 @@ def read_config(path: str | Path, overrides: list[str] = ()) -> dict[str, Any]:
     if not OmegaConf.is_dict(found):
         raise InputError(f"{path}: expected sections such as run, data, backbone; found a list")
     try:
-        changes = OmegaConf.from_dotlist(list(overrides))
-        plain = OmegaConf.to_container(OmegaConf.merge(found, changes) if overrides else found, resolve=False)
+        plain = OmegaConf.to_container(found, resolve=False)
+        for item in overrides:
+            _put(
+                plain,
+                item.partition("=")[0].split("."),
+                OmegaConf.to_container(OmegaConf.from_dotlist([item]), resolve=False),
+            )
     except Exception as error:
         given = f"override {' '.join(overrides)}: " if overrides else ""
         raise InputError(f"{path}: {given}{' '.join(str(error).split())}") from error
     _refuse_interpolation(plain, str(path))
     return plain
+
+
+def _put(plain: dict[str, Any], path: list[str], change: dict[str, Any]) -> None:
+    """Take over one value of nested data. It takes the place of what was there, a section as much as a number:
+    ``backbone={...}`` is the whole of it. Raises ValueError where the path leads through something without keys.
+    """
+    for depth, key in enumerate(path[:-1]):
+        plain, change = plain.setdefault(key, {}), change[key]
+        if not isinstance(plain, dict):
+            raise ValueError(f"{'.'.join(path[: depth + 1])} is {plain!r}, which has no keys; give it whole")
+    plain[path[-1]] = change[path[-1]]
 
 
 def read_keywords(items: list[str], example: str = "dim=128") -> dict[str, Any]:

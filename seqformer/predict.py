@@ -139,6 +139,19 @@ class TrainedRun:
         encoder = load_targets(self.folder / self.names[0]).encoders[main_head(self.config.head)[1]]
         return isinstance(encoder, Units) and "rate" in parameter_types(frontend)
 
+    def fold(self, name: str) -> SequenceModel:
+        """The model of one finished fold (its number, or full), with the tokenizer of its main head.
+
+        Raises InputError when there is no such fold.
+        """
+        folder = name if name == "full" else f"fold{name}"
+        if folder not in self.names:
+            raise InputError(f"{self.folder} has no finished fold {name}; finished: {', '.join(self.names)}")
+        model, targets = load_fold(self.folder / folder, self.config, self.device)
+        encoder = targets.encoders[main_head(self.config.head)[1]]
+        model.tokenizer = encoder.tokenizer if isinstance(encoder, Units) else None
+        return model
+
     def folds(self) -> Iterator[tuple[SequenceModel, Targets]]:
         """Model, in eval mode on the device, and targets of each finished fold."""
         for name in self.names:

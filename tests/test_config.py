@@ -119,7 +119,7 @@ def test_missing_keys(tmp_path):
         ("train.epoch=3", "config: train: unknown key 'epoch'; did you mean 'epochs'?"),
         ("trian.epochs=3", "config: unknown key 'trian'; did you mean 'train'?"),
         ("train=3", "config: train: found 3; expected keys epochs, precision, "),
-        ("run.x=3", "config: run: found {'x': 3} (dict); expected str"),
+        ("run.x=3", "run is 'tiny', which has no keys; give it whole"),
         ("train.epochs=[1", "override train.epochs=[1: "),
         ("augment.0.name=speed", "override augment.0.name=speed: "),
         ("run=${oc.env:HOME}", "config.yaml: run: found '${oc.env:HOME}'; a config holds plain values"),
@@ -257,3 +257,12 @@ def test_auto_precision_is_fp32_on_a_cpu_and_bf16_on_a_gpu(monkeypatch):
     assert found == ["fp32", "bf16"] and resolve_precision(Train(epochs=1, precision="fp16")) == "fp16"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_precision(Train(epochs=1, precision="auto")) == "fp32"
+
+
+def test_an_override_replaces_what_was_there(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("backbone: {name: conformer, dim: 8, depth: 2}\ntrain: {epochs: 3, clip: 1.0}\n")
+    plain = read_config(path, ["backbone={pretrained: saved, freeze: 2}", "train.epochs=5", "head.name=ctc"])
+    assert plain["backbone"] == {"pretrained": "saved", "freeze": 2}  # and no dim of the one before
+    assert plain["train"] == {"epochs": 5, "clip": 1.0} and plain["head"] == {"name": "ctc"}
+    assert read_config(path, ["backbone.dim=16"])["backbone"] == {"name": "conformer", "dim": 16, "depth": 2}
