@@ -12,7 +12,7 @@ import seqformer.backbones
 import seqformer.frontends
 import seqformer.heads  # noqa: F401  importing these registers their names
 from seqformer.errors import InputError
-from seqformer.registry import create, lookup, named, names
+from seqformer.registry import check_type, create, lookup, named, names
 
 
 class SequenceModel(nn.Module):
@@ -97,24 +97,31 @@ def create_model(frontend: dict[str, Any], backbone: dict[str, Any], head: dict[
     """
     front = _build("frontend", frontend)
     body = _build("backbone", backbone, in_dim=front.dim)
-    parts = {part_name: dict(part) for part_name, part in head_parts(head).items()}
-    weights = {key: float(part.pop("weight", 1.0)) for key, part in parts.items()}
-    blocks = {key: part.pop("at") for key, part in parts.items() if part.get("at") is not None}
-    for key in parts:
-        if hasattr(nn.ModuleDict, key):
-            raise InputError(f"head {key}: the name is taken by torch; choose another")
-    for key, number in blocks.items():
-        known = len(getattr(body, "blocks", ()))
-        if not 0 <= number < known or "keep" not in signature(body.forward).parameters:
-            raise InputError(f"head {key}: at is {number}; the backbone has {known} blocks to read")
-    widths = {key: body.dims[blocks[key]] if key in blocks and hasattr(body, "dims") else body.dim for key in parts}
-    heads = {key: _build("head", part, dim=widths[key]) for key, part in parts.items()}
-    model = SequenceModel(front, body, heads, weights, blocks)
+    model = SequenceModel(front, body, *_build_heads(head, body))
     if not hasattr(body, "part"):  # that of a checkpoint's has its own architecture, not the path it was read from
         body.part = backbone | {"in_dim": front.dim}
     own = {key: value for key, value in body.part.items() if key != "in_dim"}
     model.parts = {"frontend": frontend, "backbone": own, "head": head}
     return model
+
+
+def _build_heads(
+    head: dict[str, Any], body: nn.Module
+) -> tuple[dict[str, nn.Module], dict[str, float], dict[str, int]]:
+    """Heads, their shares of the loss, and the blocks that those with an ``at`` read."""
+    heads, weights, blocks = {}, {}, {}
+    for key, part in head_parts(head).items():
+        keywords = {word: value for word, value in part.items() if word not in ("weight", "at")}
+        weights[key], width = float(part.get("weight", 1.0)), body.dim
+        if hasattr(nn.ModuleDict, key):
+            raise InputError(f"head {key}: the name is taken by torch; choose another")
+        if part.get("at") is not None:
+            number, known = check_type(part["at"], int, f"head {key}.at"), len(getattr(body, "blocks", ()))
+            if not 0 <= number < known or "keep" not in signature(body.forward).parameters:
+                raise InputError(f"head {key}: at is {number}; the backbone has {known} blocks to read")
+            blocks[key], width = number, getattr(body, "dims", [body.dim] * known)[number]
+        heads[key] = _build("head", keywords, dim=width)
+    return heads, weights, blocks
 
 
 def head_parts(head: dict[str, Any]) -> dict[str, dict[str, Any]]:

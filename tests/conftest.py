@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import seqformer
+from seqformer import cli
 
 torch.set_num_threads(1)
 RATE = 8_000  # Hz
@@ -177,6 +178,21 @@ class Server:
         self.process.wait(30)
         self.process.stdin.close()
         self.process.stdout.close()
+
+
+@pytest.fixture
+def program(monkeypatch, capsys):
+    """``program("train", ...)`` -> (exit code, standard output, standard error) of the program, in this process."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["seqformer", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        found = capsys.readouterr()
+        return end.value.code or 0, found.out, found.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import sys
 from types import SimpleNamespace
 
 import polars
@@ -12,7 +11,6 @@ from conftest import RATE, TINY, change
 from torch import nn
 from torch.nn import functional as F
 
-from seqformer import cli
 from seqformer.analyze import (
     _stride,
     analyze_model,
@@ -166,21 +164,6 @@ def trained(tmp_path_factory, corpus):
     return root / "tiny"
 
 
-@pytest.fixture
-def program(monkeypatch, capsys):
-    """``program(...)`` -> (exit code, standard output, standard error) of ``seqformer analyze ...``."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["seqformer", "analyze", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        found = capsys.readouterr()
-        return end.value.code or 0, found.out, found.err
-
-    return run
-
-
 def test_validation_rows(trained, corpus):
     run, table = TrainedRun(trained), polars.read_parquet(corpus)
     folds = dict(polars.read_parquet(trained / "folds.parquet").iter_rows())
@@ -197,7 +180,7 @@ def test_validation_rows(trained, corpus):
 
 
 def test_the_command(program, trained, tmp_path):
-    code, out, _ = program(trained, "--rows", 8)
+    code, out, _ = program("analyze", trained, "--rows", 8)
     assert code == 0 and "near, mean, far: distance of the heads in ms" in out
     names = {"analysis.json", "similarity.png", "scales.png", "attention.png"}
     assert {path.name for path in (trained / "analysis").iterdir()} == names
@@ -208,16 +191,16 @@ def test_the_command(program, trained, tmp_path):
     assert full["frame_ms"] == 1000 * round(RATE * 0.01) / RATE and halved["frame_ms"] == 2 * full["frame_ms"]
     assert len(full["distance_ms"]) == 2 and all(-1 <= value <= 1 for value in full["similarity"])
     first = {path.name: path.read_bytes() for path in (trained / "analysis").iterdir()}
-    assert program(trained, "--rows", 8, "--out", tmp_path / "again")[0] == 0
+    assert program("analyze", trained, "--rows", 8, "--out", tmp_path / "again")[0] == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "again").iterdir()} == first
 
 
 def test_the_command_refuses(program, trained, tmp_path, monkeypatch):
-    assert "no finished fold 3" in program(trained, "--fold", 3, "--out", tmp_path / "no")[2]
-    assert program(tmp_path)[0] == 2
+    assert "no finished fold 3" in program("analyze", trained, "--fold", 3, "--out", tmp_path / "no")[2]
+    assert program("analyze", tmp_path)[0] == 2
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else found(name))
-    code, _, err = program(trained, "--out", tmp_path / "no")
+    code, _, err = program("analyze", trained, "--out", tmp_path / "no")
     assert code == 2 and err == "error: plots need matplotlib; install it: pip install 'seqformer[report]'\n"
     assert not (tmp_path / "no").exists()
 

@@ -15,30 +15,15 @@ import torch
 from conftest import DENSE, RATE, TINY, change, poisoned, write_corpus
 
 import seqformer
-from seqformer import cli
 from seqformer.checkpoint import FILES, load_weights
 from seqformer.config import write_config
 from seqformer.metrics import cer
+from seqformer.predict import TrainedRun
 from seqformer.train.crossval import train_run
 from seqformer.train.log import RunLog
 from seqformer.train.loop import MOST_SKIPPED, FoldTrainer
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def program(monkeypatch, capsys):
-    """``program("train", ...)`` -> (exit code, standard output, standard error) of the program, in this process."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["seqformer", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        found = capsys.readouterr()
-        return end.value.code or 0, found.out, found.err
-
-    return run
 
 
 @pytest.fixture
@@ -287,3 +272,14 @@ def test_the_program_itself(tmp_path):
     )  # fmt: skip
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: no config at none.yaml\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_save_a_fold(program, refused, trained, tmp_path):
+    code, out, _ = program("save", trained, tmp_path / "saved", "--fold", "1")
+    assert code == 0 and str(tmp_path / "saved") in out
+    model, fold = seqformer.load_pretrained(tmp_path / "saved"), TrainedRun(trained).fold("1")
+    state = fold.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert "out of fold" in (tmp_path / "saved" / "README.md").read_text()
+    assert "no finished fold 7; finished: fold0, fold1" in refused("save", trained, tmp_path / "more", "--fold", "7")
+    assert not (tmp_path / "more").exists()

@@ -1,7 +1,6 @@
 """A profile's figures against published counts, closed forms, and the brute force of a backbone that really runs."""
 
 import json
-import sys
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from seqformer import cli
 from seqformer.errors import InputError
 from seqformer.model import create_backbone, list_backbones
 from seqformer.nn.attention import Attention
@@ -223,31 +221,16 @@ def test_bad_lengths_and_names():
         profile_backbone("squeezeformer_xss", 10)
 
 
-@pytest.fixture
-def program(monkeypatch, capsys):
-    """``program(...)`` -> (exit code, standard output, standard error) of ``seqformer profile ...``."""
-
-    def run(*arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["seqformer", "profile", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        found = capsys.readouterr()
-        return end.value.code or 0, found.out, found.err
-
-    return run
-
-
 def test_the_command(program, tmp_path):
     small = ["squeezeformer_xs", "depth=2", "reduce_at=0", "recover_at=1", "kernel=3", "dim=16"]
-    code, out, _ = program(*small, "--seconds", "0.5", "--json", tmp_path / "found.json")
+    code, out, _ = program("profile", *small, "--seconds", "0.5", "--json", tmp_path / "found.json")
     facts = json.loads((tmp_path / "found.json").read_text())
     assert code == 0 and "training step" in out and f"{facts['parameters']:,}" in out
     assert facts["frames"] == 50 and facts["arguments"]["depth"] == 2 and facts["step_ms"] > facts["forward_ms"] > 0
     assert facts["threads"] == 1 and facts["device"]
-    code, out, _ = program(*small, "--frames", "50", "--no-time", "--json", "-")
+    code, out, _ = program("profile", *small, "--frames", "50", "--no-time", "--json", "-")
     assert code == 0 and json.loads(out) == facts | dict.fromkeys(("device", "threads", "forward_ms", "step_ms"))
-    code, out, _ = program(*small, "in_dim=7", "--frames", "50", "--no-time", "--json", "-")
+    code, out, _ = program("profile", *small, "in_dim=7", "--frames", "50", "--no-time", "--json", "-")
     assert code == 0 and json.loads(out)["in_dim"] == 7
 
 
@@ -264,5 +247,5 @@ def test_the_command(program, tmp_path):
     ],
 )
 def test_the_command_refuses(program, arguments, wanted):
-    code, out, err = program(*arguments, "--no-time")
+    code, out, err = program("profile", *arguments, "--no-time")
     assert code == 2 and not out and err.startswith("error: ") and err.count("\n") == 1 and wanted in err, err
