@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_published import nemo_weights
 from typer.testing import CliRunner
 
+from seqformer import create_backbone, create_model, save_pretrained
 from seqformer.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,10 +28,17 @@ QUICK = (
 
 
 @pytest.mark.parametrize("code", PYTHON, ids=range(len(PYTHON)))
-def test_python_blocks_run(code):
+def test_python_blocks_run(code, tmp_path):
+    """What a block leaves to the reader, a checkpoint and a publisher's weights, is put in its place."""
     torch.set_num_threads(1)
-    found: dict = {}
-    exec(code, found)
+    part = dict(dim=8, depth=1, heads=2)
+    encoder = create_backbone("conformer", in_dim=80, convention="nemo", **part)
+    config = {"feat_in": 80, "n_layers": 1, "d_model": 8, "n_heads": 2}
+    found: dict = {"weights": nemo_weights(encoder, squeezed=False), "config": config}
+    if "PATH" in code:
+        model = create_model({"name": "logmel"}, {"name": "conformer"} | part, {"name": "ctc", "vocab": 3})
+        save_pretrained(model, tmp_path / "saved")
+    exec(code.replace("PATH", str(tmp_path / "saved")), found)
     if "logits" in found:
         assert found["logits"].shape == (2, 75, 128)
 
@@ -64,8 +73,8 @@ def test_commands_run_in_order(tmp_path, monkeypatch):
         if words[:1] == ["python"]:
             subprocess.run([sys.executable, *words[1:]], check=True, capture_output=True, env={"PYTHONPATH": str(ROOT)})
         elif words[:1] == ["seqformer"]:
-            extra = ["backbone.reduce_at=null", "backbone.recover_at=null"] if "squeezeformer" in command else []
-            extra = QUICK.split() + extra if words[1] == "train" else []
+            extra = ["backbone.reduce_at=null"] if "squeezeformer" in command else []
+            extra = {"train": QUICK.split() + extra, "profile": ["--no-time"]}.get(words[1], [])
             result = CliRunner().invoke(app, words[1:] + extra)
             assert result.exit_code == 0, (command, result.output, result.exception)
         else:
