@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from variants import BACKBONES, SMALL, STEMS, VARIANTS, changed, title
+from variants import BACKBONES, NARROW, STEMS, VARIANTS, changed, title
 
 from seqformer.errors import InputError
 from seqformer.frontends.audio import LogMel
@@ -141,7 +141,7 @@ def test_backbone_length_for_every_length(name):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("part", VARIANTS, ids=title)
+@pytest.mark.parametrize("part", VARIANTS + NARROW, ids=title)
 def test_length_of_a_variant(part):
     model = small(part).eval()
     for frames in (1, 2, 7, 31, 32, 33, 64):
@@ -163,7 +163,7 @@ def test_logmel_length_for_every_length(rate, window_ms, hop_ms):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("part", BACKBONES + VARIANTS, ids=title)
+@pytest.mark.parametrize("part", BACKBONES + VARIANTS + NARROW, ids=title)
 def test_state_dict_round_trip(part):
     model, other = small(part).eval(), small(part)
     for parameter in other.parameters():
@@ -175,7 +175,7 @@ def test_state_dict_round_trip(part):
     assert torch.equal(model(*batch())[0], other.eval()(*batch())[0])
 
 
-@pytest.mark.parametrize("part", BACKBONES + VARIANTS, ids=title)
+@pytest.mark.parametrize("part", BACKBONES + VARIANTS + NARROW, ids=title)
 def test_every_parameter_gets_a_finite_gradient(part):
     model = small(part).train()
     y, _ = model(*batch())
@@ -185,7 +185,7 @@ def test_every_parameter_gets_a_finite_gradient(part):
         assert parameter.grad.isfinite().all() and parameter.grad.any(), parameter_name
 
 
-@pytest.mark.parametrize("part", EXPORTED, ids=title)
+@pytest.mark.parametrize("part", EXPORTED + [pytest.param(part, marks=pytest.mark.slow) for part in NARROW], ids=title)
 def test_export_with_dynamic_batch_and_time(part):
     model, (x, mask) = small(part).eval(), batch(333)
     shortest = 4 * 16 + 1 if part.get("stem") == "signal" else 33 if part.get("stem_stride") == 8 else 17
@@ -203,10 +203,10 @@ def test_export_with_dynamic_batch_and_time(part):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", SMALL)
-def test_forward_intermediates_agrees_with_forward(name):
-    deep = {} if name == "contextnet" else dict(depth=4, upsample=False, long_skip=False)
-    model, (x, mask), seen = small({"name": name} | SMALL[name], **deep).eval(), batch(), []
+@pytest.mark.parametrize("part", BACKBONES + VARIANTS + NARROW, ids=title)
+def test_forward_intermediates_agrees_with_forward(part):
+    model, (x, mask), seen = small(part).eval(), batch(), []
+    depth = len(model.blocks)
     for block in model.blocks:  # ContextNet's give their mask, for each may change the frame rate
         block.register_forward_hook(
             lambda _, inputs, y: seen.append(zero_padding(*y) if isinstance(y, tuple) else zero_padding(y, inputs[1]))
@@ -214,13 +214,25 @@ def test_forward_intermediates_agrees_with_forward(name):
     y, y_mask = model(x, mask)
     expected, seen = seen, []
     found, found_mask, every = model.forward_intermediates(x, mask)
-    assert torch.equal(found, y) and torch.equal(found_mask, y_mask)
-    assert len(every) == 4 and all(torch.equal(a, b) for a, b in zip(every, expected, strict=True))
-    assert torch.equal(every[-1], y)
-    some = model.forward_intermediates(x, mask, [-1, 0, 2, 0])[2]
-    assert all(torch.equal(a, expected[index]) for a, index in zip(some, [3, 0, 2, 0], strict=True))
+    assert torch.equal(found, y) and torch.equal(found_mask, y_mask) and torch.equal(every[-1], y)
+    assert len(every) == depth
+    if not getattr(model, "long_skip", False):  # with it, and at the input's rate, blocks give more than they hand on
+        assert all(torch.equal(a, b) for a, b in zip(every, expected, strict=True))
+    wanted = [-1, 0, depth // 2, 0]
+    some = model.forward_intermediates(x, mask, wanted)[2]
+    assert all(torch.equal(a, every[index]) for a, index in zip(some, wanted, strict=True))
     with pytest.raises(IndexError):
-        model.forward_intermediates(x, mask, [4])
+        model.forward_intermediates(x, mask, [depth])
+
+
+@torch.no_grad()
+@pytest.mark.slow
+@pytest.mark.parametrize("part", NARROW, ids=title)
+def test_length_of_a_preset_for_every_length(part):
+    model = small(part, **({} if "width" in part else {"dim": 4, "heads": 1, "ff_factor": 1})).eval()
+    for frames in range(1, LONGEST + 1):
+        y, mask = model(torch.ones(1, frames, 16), mask_of(torch.tensor([frames]), frames))
+        assert y.shape == (1, ceil_of(frames, model.stride), model.dim) and mask.shape == y.shape[:2] and mask.all()
 
 
 def test_reduced_blocks_run_at_half_the_rate():

@@ -5,12 +5,13 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from variants import BACKBONES, PRESETS, SMALL, TINY, VARIANTS, registered, small_width, title
+from variants import BACKBONES, NARROW, PRESETS, SMALL, TINY, VARIANTS, registered, small_width, title
 
 from seqformer.batch import Batch
 from seqformer.frontends.audio import SpecAugment
 from seqformer.model import create_model
 from seqformer.nn.mask import lengths_of, mask_of, strided
+from seqformer.nn.norm import MaskedBatchNorm
 
 torch.set_num_threads(1)
 
@@ -140,6 +141,16 @@ def answers_of(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict, d
     return y, mask, logits, {key: head.predict(y, mask) for key, head in model.heads.items()}
 
 
+def steady(model) -> None:
+    """A chain of 107 BatchNorms, ContextNet's, grows float32's own rounding to 1e-4 in the gradients, without padding.
+
+    Where there are as many, the backbone computes in float64: what is left is what padding does.
+    """
+    if sum(isinstance(module, MaskedBatchNorm) for module in model.modules()) > 50:
+        model.backbone.double().register_forward_pre_hook(lambda _, inputs: (inputs[0].double(), *inputs[1:]))
+        model.backbone.register_forward_hook(lambda _, inputs, output: (output[0].float(), output[1]))
+
+
 def eval_gap(model, mix: tuple[int, ...], fills=FILLS, extra: int = 37) -> float:
     """Each item alone against all together, padded beyond the longest: frames, mask, logits, predictions."""
     model.eval()
@@ -235,10 +246,7 @@ def test_presets_at_small_width(name):
     worst = max(eval_gap(model, mix, ["noise"]) for mix in MIXES)
     print(f"eval_gap {worst:.2e}")
     assert worst <= TOLERANCE
-    if name.startswith("contextnet"):
-        # A chain of 107 BatchNorms grows float32's own rounding to 1e-4 in the gradients, without any padding.
-        model.backbone.double().register_forward_pre_hook(lambda _, inputs: (inputs[0].double(), *inputs[1:]))
-        model.backbone.register_forward_hook(lambda _, inputs, output: (output[0].float(), output[1]))
+    steady(model)
     items = make_items(model, MIXES[3])
     worst = train_gap(model, make_batch(model, items), make_batch(model, items, 37, "noise"))
     print(f"train_gap {worst:.2e}")
@@ -300,7 +308,7 @@ def test_an_item_without_frames_gives_zeros_and_adds_nothing(frontend, backbone)
     assert all(torch.equal(running[name], value) for name, value in before.items())
 
 
-@pytest.mark.parametrize("backbone", BACKBONES + VARIANTS, ids=title)
+@pytest.mark.parametrize("backbone", BACKBONES + VARIANTS + NARROW, ids=title)
 def test_bfloat16_autocast_is_near_float32(backbone):
     model = make_model(FRONTS[0], backbone).eval()
     batch = make_batch(model, make_items(model, MIXES[3]), 5, "noise")
@@ -314,7 +322,7 @@ def test_bfloat16_autocast_is_near_float32(backbone):
     assert error <= 2e-2
 
 
-@pytest.mark.parametrize("backbone", BACKBONES + VARIANTS, ids=title)
+@pytest.mark.parametrize("backbone", BACKBONES + VARIANTS + NARROW, ids=title)
 def test_the_order_of_a_batch_does_not_matter(backbone):
     model = make_model(FRONTS[0], backbone).eval()
     items, order = make_items(model, MIXES[4]), [2, 0, 3, 1]
@@ -324,6 +332,7 @@ def test_the_order_of_a_batch_does_not_matter(backbone):
     assert torch.equal(mask[order], mask_other)
     assert gap(y_other, y[order]) <= 1e-6
     assert max(gap(logits_other[key], value[order]) for key, value in logits.items()) <= 1e-5
+    steady(model)
     assert train_gap(model, batch, other) <= TOLERANCE
 
 

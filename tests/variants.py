@@ -54,6 +54,7 @@ def is_preset(name: str) -> bool:
 
 PRESETS = [name for name in registered("backbone") if is_preset(name)] + ["conformer_swb"]
 BACKBONES = [{"name": name} | keywords for name, keywords in SMALL.items()]
+NARROW = [{"name": name} | small_width(name) for name in PRESETS if name != "conformer_swb"]
 VARIANTS = [{"name": "squeezeformer"} | SMALL["squeezeformer"] | choice for choice in CHOICES]
 # Of the pre-norm family, what a Squeezeformer cannot show.
 VARIANTS += [
