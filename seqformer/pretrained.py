@@ -119,7 +119,9 @@ def pretrained(
     is not read, for the run has its own weights. Raises InputError when the checkpoint takes another width.
     """
     if settings is None:
-        backbone = load_pretrained(pretrained).backbone.train()
+        model = load_pretrained(pretrained)
+        backbone = model.backbone.train()
+        backbone.features = model.parts["frontend"]  # what it was trained on, for a run to compare its own with
     else:
         backbone = _remade(settings)
     made = backbone.part

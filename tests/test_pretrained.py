@@ -19,6 +19,7 @@ from seqformer.nn.mask import mask_of
 from seqformer.predict import TrainedRun
 from seqformer.timm_import import import_timm
 from seqformer.train.crossval import train_run
+from seqformer.train.log import RunLog
 from seqformer.train.optim import lr_scales, make_optimizer
 
 torch.set_num_threads(1)
@@ -276,12 +277,18 @@ def test_frozen_blocks_stay_and_layer_decay_slows_the_lower_ones(tmp_path):
         create_model({"name": "logmel", "mels": 40}, part, {"name": "ctc", "vocab": 7})
 
 
-def test_a_run_starts_from_a_checkpoint_and_never_needs_it_again(tiny, tmp_path):
+def test_a_run_starts_from_a_checkpoint_and_never_needs_it_again(tiny, tmp_path, monkeypatch):
     plain = change(tiny(), train__epochs=1)
     source = create_model(plain["frontend"], plain["backbone"], {"name": "ctc", "vocab": 4})
     save_pretrained(source, tmp_path / "saved")
     plain["backbone"] = {"pretrained": str(tmp_path / "saved"), "freeze": 1, "layer_decay": 0.9}
+    said = []
+    monkeypatch.setattr(RunLog, "say", lambda self, line: said.append(line))
     train_run(plain, tmp_path / "runs", quiet=True)
+    assert not any("the checkpoint was trained on" in line for line in said)
+    other = change(plain, frontend__normalize="bin", run="other")
+    train_run(other, tmp_path / "runs", quiet=True)
+    assert any("trained on features with normalize 'utterance';" in line for line in said), said
     first = source.backbone.state_dict()
     (tmp_path / "saved").rename(tmp_path / "gone")
     trained = TrainedRun(tmp_path / "runs" / plain["run"])

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from dataclasses import asdict, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ from seqformer.predict import (
     score,
     truth_of,
 )
-from seqformer.registry import check
+from seqformer.registry import check, lookup
 from seqformer.train.log import RunLog
 from seqformer.train.loop import FoldJob, FoldTrainer, Position
 from seqformer.train.optim import check_optimizer
@@ -203,6 +204,7 @@ def prepare_fold(
     report_unknown(targets, valid_rows, name, log)
     torch.manual_seed(draw_seed(config.seed, key))
     model = build_model(config, targets, folder if trained(folder) else None)
+    report_features(config, getattr(model.backbone, "features", {}), name, log)
     rate = getattr(model.frontend, "rate", None)
     augment = Augment(config.augment) if config.augment else None
     data = make_dataset(config, train_rows, targets, rate, augment=augment, training=True)
@@ -241,6 +243,18 @@ def report_unknown(targets: Targets, valid: "polars.DataFrame", name: str, log: 
             found = [text for text in valid[column].to_list() if unknown_symbols(encoder.tokenizer, text or "")]
             if found:
                 log.say(f"fold {name}: {len(found)} validation texts hold characters or words not seen in training")
+
+
+def report_features(config: Run, trained_on: dict[str, Any], name: str, log: RunLog) -> None:
+    """Say where the features of a run differ from those that the checkpoint it starts from was trained on."""
+    if trained_on.get("name") != config.frontend["name"]:
+        return
+    usual = {key: value.default for key, value in signature(lookup("frontend", trained_on["name"])).parameters.items()}
+    free = {"spec_augment", "dither"}  # noise of training
+    theirs, ours = ({key: part.get(key, usual[key]) for key in usual} for part in (trained_on, config.frontend))
+    found = [f"{key} {theirs[key]!r}" for key in usual if key not in free and theirs[key] != ours[key]]
+    if found:
+        log.say(f"fold {name}: the checkpoint was trained on features with {', '.join(found)}; the config has others")
 
 
 def finish_fold(job: FoldJob, fabric: Fabric, at: Position, seconds: float) -> None:
