@@ -68,7 +68,7 @@ def score(
 
 @app.command()
 def transcribe(
-    run: RunFolder,
+    model: Annotated[str, typer.Argument(help="A run folder, or a checkpoint: a .nemo file, a folder, owner/name.")],
     files: Annotated[list[Path], typer.Argument(help="Audio files: any rate, mono or stereo.")],
 ) -> None:
     """Print the text of audio files, one line each."""
@@ -76,11 +76,16 @@ def transcribe(
 
     from seqformer.data.audio import audio_facts
 
-    trained = open_run(run)
-    if not trained.transcribes:
-        raise InputError(f"{run} turns no audio into text: its frontend or its head is for something else")
     rows = [{"id": str(path), "path": str(path.resolve())} | audio_facts(path) for path in files]
-    found = trained.predict(polars.DataFrame(rows).unique("id", maintain_order=True))
+    if (Path(model) / "folds.parquet").is_file():
+        trained = open_run(Path(model))
+        if not trained.transcribes:
+            raise InputError(f"{model} turns no audio into text: its frontend or its head is for something else")
+        found = trained.predict(polars.DataFrame(rows).unique("id", maintain_order=True))
+    else:
+        from seqformer.pretrained import load_pretrained, transcribe_files
+
+        found = transcribe_files(load_pretrained(model), [row["id"] for row in rows])
     for path in files:
         typer.echo(found[str(path)] if len(files) == 1 else f"{path}\t{found[str(path)]}")
 

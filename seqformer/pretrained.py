@@ -16,11 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from seqformer.data.audio import read_audio
 from seqformer.data.folder import replace_folder
 from seqformer.data.text import BPE, Pieces, Tokenizer, load_tokenizer
 from seqformer.errors import InputError
+from seqformer.heads.ctc import CTC
 from seqformer.model import SequenceModel, create_model
 from seqformer.published.archive import Published, read_folder, read_nemo
 from seqformer.published.features import logmel_of_nemo, logmel_of_parakeet
@@ -48,6 +51,25 @@ def load_pretrained(source: str | Path, strict: bool = True) -> SequenceModel:
         return _load_parakeet(found, str(path), strict)
     kind = found.config.get("model_type", found.config.get("format"))
     raise InputError(f"{path}: config.json is of {kind!r}; expected format {FORMAT!r} or model_type 'parakeet_ctc'")
+
+
+@torch.no_grad()
+def transcribe_files(model: SequenceModel, files: list[str]) -> dict[str, str]:
+    """{file: what a CTC model with a tokenizer reads from it}, one file at a time.
+
+    Raises InputError when the model takes no audio, has no CTC head or no tokenizer, or a file cannot be read.
+    """
+    rate = getattr(model.frontend, "rate", None)
+    heads = [name for name, head in model.heads.items() if isinstance(head, CTC)]
+    if rate is None or not heads or model.tokenizer is None:
+        raise InputError("the checkpoint turns no audio into text: that takes audio features, a CTC head, a tokenizer")
+    found, device = {}, next(model.parameters()).device
+    for file in files:
+        samples = torch.from_numpy(read_audio(file, rate)[0])[None].to(device)
+        features = model.frontend({"x": samples}, torch.ones_like(samples, dtype=torch.bool))
+        units = model.heads[heads[0]].predict(*model.backbone(features.x, features.mask, features.bias))[0]
+        found[file] = model.tokenizer.decode(units)
+    return found
 
 
 def save_pretrained(model: SequenceModel, folder: str | Path, facts: Mapping[str, Any] | None = None) -> None:

@@ -283,3 +283,17 @@ def test_save_a_fold(program, refused, trained, tmp_path):
     assert "out of fold" in (tmp_path / "saved" / "README.md").read_text()
     assert "no finished fold 7; finished: fold0, fold1" in refused("save", trained, tmp_path / "more", "--fold", "7")
     assert not (tmp_path / "more").exists()
+
+
+def test_transcribe_with_a_checkpoint(program, refused, trained, tmp_path):
+    """A saved fold hears what the run of that fold alone hears."""
+    assert program("save", trained, tmp_path / "saved")[0] == 0
+    files = [tmp_path / f"{number}.wav" for number in range(2)]
+    for number, file in enumerate(files):
+        soundfile.write(file, 0.1 * np.random.default_rng(number).normal(size=RATE), RATE)
+    alone = tmp_path / "run" / "tiny"
+    shutil.copytree(trained, alone)
+    (alone / "fold1" / "done.json").unlink()
+    expected, found = (program("transcribe", source, *files) for source in (alone, tmp_path / "saved"))
+    assert expected[0] == found[0] == 0 and found[1] == expected[1] and found[1].count("\n") == 2
+    assert "no checkpoint at" in refused("transcribe", tmp_path / "nothing", *files)

@@ -121,7 +121,7 @@ class VGGStem(nn.Module):
 class SignalStem(nn.Module):
     """Convolutions of kernel 5 and stride 2 over raw channels, each with BatchNorm and Swish: EEG, sensors, 2x to 16x.
 
-    The recipe of the HMS brain-activity winners' 1-D models (four strides of 2 over 16 electrodes).
+    Four strides of 2 are what a winner of HMS brain activity put before a Squeezeformer; kernel and norm are ours.
     """
 
     def __init__(self, in_dim: int, dim: int, stride: int = 16, channels: int | None = None):
