@@ -31,7 +31,7 @@ from seqformer.published.weights import encoder_config, fit_weights, import_back
 from seqformer.registry import create, register
 
 FORMAT = "seqformer 1"
-HUB_FILES = ["*.json", "*.safetensors", "*.nemo", "*.model", "*.txt"]
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]  # of a repository without safetensors its .nemo alone
 
 
 def load_pretrained(source: str | Path, strict: bool = True) -> SequenceModel:
@@ -189,13 +189,20 @@ def _find(source: str | Path) -> Path:
     if not path.exists():
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
             raise InputError(f"no checkpoint at {path}")
-        path = Path(_hub().snapshot_download(str(source), allow_patterns=HUB_FILES))
+        path = _fetched(str(source))
     if path.is_dir() and not (path / "config.json").is_file():
         archives = sorted(path.glob("*.nemo"))
         if len(archives) != 1:
             raise InputError(f"{path} holds no config.json and {len(archives)} .nemo files; one of either is needed")
         return archives[0]
     return path
+
+
+def _fetched(repo_id: str) -> Path:
+    """The folder of a hub repository's files, as few as do: one may hold the same gigabytes in several forms."""
+    hub = _hub()
+    tensors = any(name.endswith(".safetensors") for name in hub.list_repo_files(repo_id))
+    return Path(hub.snapshot_download(repo_id, allow_patterns=HUB_FILES if tensors else ["*.nemo"]))
 
 
 def _hub():

@@ -230,7 +230,12 @@ def test_what_cannot_be_loaded_is_one_line(tmp_path):
 
 def test_the_hub_is_asked_only_by_name(tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
-    sent = []
+    sent, asked = [], []
+    held = {
+        "owner/name": ["config.json", "model.safetensors", "same.nemo"],
+        "owner/archive": ["README.md", "model.nemo"],
+    }
+    monkeypatch.setattr(hub, "list_repo_files", held.__getitem__)
     monkeypatch.setattr(hub, "create_repo", lambda repo_id, **k: sent.append((repo_id, k)))
 
     def upload_folder(repo_id, folder_path):
@@ -238,7 +243,11 @@ def test_the_hub_is_asked_only_by_name(tmp_path, monkeypatch):
         sent.append((repo_id, sorted(path.name for path in Path(folder_path).iterdir())))
 
     def snapshot_download(repo_id, allow_patterns):
-        assert not any("*.py" in pattern or "bin" in pattern for pattern in allow_patterns)
+        asked.append(allow_patterns)
+        if repo_id == "owner/archive":
+            (tmp_path / "archive").mkdir()
+            nemo_file(tmp_path / "archive" / "model.nemo")
+            return str(tmp_path / "archive")
         save_pretrained(ours(), tmp_path / "cache")
         return str(tmp_path / "cache")
 
@@ -250,6 +259,8 @@ def test_the_hub_is_asked_only_by_name(tmp_path, monkeypatch):
         ("owner/name", ["README.md", "config.json", "model.safetensors"]),
     ]
     assert torch.equal(answers(load_pretrained("owner/name")), answers(ours()))
+    assert load_pretrained("owner/archive").tokenizer is not None
+    assert asked == [["*.json", "*.safetensors", "*.model", "*.txt"], ["*.nemo"]]  # the same weights once, and no code
 
 
 def test_frozen_blocks_stay_and_layer_decay_slows_the_lower_ones(tmp_path):
