@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 @torch.no_grad()
 @pytest.mark.parametrize(("length", "stride"), [(12, 3), (13, 3), (14, 3), (9, 2), (10, 4), (1, 3), (11, 5)])
 def test_vgg(length, stride):
-    """reference/backbones.md, section 5: 32, pool 2 over features, 64, 64, 32 with stride (s, 1), linear without bias."""
+    """reference/backbones.md, section 5: 32, pool 2 over features, 64, 64, 32 of stride (s, 1), linear without bias."""
     stem, x = perturbed(make_stem("vgg", 10, 4, stride)), frames(1, length, 10)
     z = F.max_pool2d(F.silu(F.conv2d(x[:, None], stem.convs[0].weight, stem.convs[0].bias, padding=1)), (1, 2))
     for conv in stem.convs[1:]:
