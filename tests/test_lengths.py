@@ -190,10 +190,7 @@ def test_export_with_dynamic_batch_and_time(part):
     model, (x, mask) = small(part).eval(), batch(333)
     shortest = 4 * 16 + 1 if part.get("stem") == "signal" else 33 if part.get("stem_stride") == 8 else 17
     axes = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("time", min=shortest, max=4096)}
-    # Some facts, such as that T is a multiple of itself, are beyond the prover: they become checks at run time.
-    exported = torch.export.export(
-        model, (x, mask), dynamic_shapes=(axes, axes), prefer_deferred_runtime_asserts_over_guards=True
-    ).module()
+    exported = torch.export.export(model, (x, mask), dynamic_shapes=(axes, axes)).module()
     for items, more in [(1, 0), (2, 1), (5, 2), (1, 3), (3, 40), (2, 83), (4, 316)]:
         frames = shortest + more
         x, mask = torch.randn(items, frames, 16), mask_of(torch.randint(1, frames + 1, (items,)), frames)

@@ -118,7 +118,9 @@ class TimeUpsample(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
-        return self.dropout(F.silu(self.conv(x.transpose(1, 2)).transpose(1, 2)[:, :frames]))
+        y = self.conv(x.transpose(1, 2)).transpose(1, 2)
+        # Picked by index for export's sake, as in TimeRecovery.
+        return self.dropout(F.silu(y.index_select(1, torch.arange(frames, device=x.device))))
 
 
 class TimeRecovery(nn.Module):

@@ -63,17 +63,19 @@ class Conv2dStem(nn.Module):
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, stride=2, padding=sides, groups=groups) for _ in range(stages - 1)
         )
-        self.pointwise = nn.ModuleList(
-            nn.Linear(channels, channels) if depthwise else nn.Identity() for _ in range(stages - 1)
-        )
+        self.pointwise = nn.ModuleList(nn.Linear(channels, channels) for _ in range((stages - 1) * depthwise))
         self.linear = nn.Linear(strided(in_dim, stride) * channels, dim)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         x, mask = self._halved(self.first, x[..., None], mask)
         x = x.relu()
-        for conv, pointwise in zip(self.convs, self.pointwise, strict=True):
+        for index, conv in enumerate(self.convs):
             x, mask = self._halved(conv, x, mask)
-            x = pointwise(x).relu()
+            if self.pointwise:
+                # A linear layer of four axes, written as the convolution it is: export cannot prove what it reshapes.
+                weight, bias = self.pointwise[index].weight, self.pointwise[index].bias
+                x = F.conv2d(x.permute(0, 3, 1, 2), weight[..., None, None], bias).permute(0, 2, 3, 1)
+            x = x.relu()
         if self.official:
             mask = mask_of(lengths_of(mask), x.shape[1])
         return self.linear(x.flatten(2)), mask
@@ -134,8 +136,10 @@ class SignalStem(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = conv(zero_padding(x, mask).transpose(1, 2)).transpose(1, 2)
-            mask = stride_mask(mask, 2)
+            # An image of height 1, as in DepthwiseConv: fast, and export can prove its length.
+            x_BC1T = zero_padding(x, mask).transpose(1, 2).unsqueeze(2)
+            y_BC1T = F.conv2d(x_BC1T, conv.weight.unsqueeze(2), conv.bias, stride=(1, 2), padding=(0, 2))
+            x, mask = y_BC1T.squeeze(2).transpose(1, 2), stride_mask(mask, 2)
             x = F.silu(norm(x, mask))
         return x, mask
 
