@@ -31,6 +31,10 @@ from seqformer.published.weights import encoder_config, fit_weights, import_back
 from seqformer.registry import create, register
 
 FORMAT = "seqformer 1"
+CTC_LAYERS = {
+    "nemo": ("decoder.decoder_layers.0", "ctc_decoder.decoder_layers.0"),  # the second of hybrid models
+    "parakeet_hf": ("ctc_head",),
+}
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]  # of a repository without safetensors its .nemo alone
 
 
@@ -41,16 +45,13 @@ def load_pretrained(source: str | Path, strict: bool = True) -> SequenceModel:
     executed. Raises InputError when there is none, it is damaged, of an unknown kind, or its weights do not fit
     (``strict`` False loads what fits and lists the rest in a warning).
     """
-    path = _find(source)
-    if path.suffix == ".nemo":
-        return _load_nemo(read_nemo(path), str(path), strict)
-    found = read_folder(path)
-    if found.config.get("format") == FORMAT:
-        return _load_ours(found, str(path), strict)
-    if found.config.get("model_type") == "parakeet_ctc":
-        return _load_parakeet(found, str(path), strict)
-    kind = found.config.get("model_type", found.config.get("format"))
-    raise InputError(f"{path}: config.json is of {kind!r}; expected format {FORMAT!r} or model_type 'parakeet_ctc'")
+    kind, found, where = _opened(source)
+    if kind == "ours":
+        return _load_ours(found, where, strict)
+    backbone = import_backbone(found.weights, kind, found.config, strict)
+    head = _ctc_weights(found, kind, where)
+    tokenizer = (_nemo_tokenizer if kind == "nemo" else _parakeet_tokenizer)(found, len(head["bias"]) - 1, where)
+    return _assembled(_features(found, kind, where), backbone, head, tokenizer, where)
 
 
 @torch.no_grad()
@@ -136,14 +137,13 @@ def pretrained(
 ) -> nn.Module:
     """The backbone of a checkpoint: ``backbone: {pretrained: PATH, freeze: 4, layer_decay: 0.9}`` in a config.
 
+    The heads of the checkpoint play no part: a transducer's encoder is as good as another.
     ``freeze`` leaves the stem and so many blocks as they are, in eval mode; ``layer_decay`` multiplies the learning
     rate once per block below the top. ``settings`` is what a run remembers of the architecture: then the checkpoint
     is not read, for the run has its own weights. Raises InputError when the checkpoint takes another width.
     """
     if settings is None:
-        model = load_pretrained(pretrained)
-        backbone = model.backbone.train()
-        backbone.features = model.parts["frontend"]  # what it was trained on, for a run to compare its own with
+        backbone = _load_backbone(pretrained)
     else:
         backbone = _remade(settings)
     made = backbone.part
@@ -179,6 +179,20 @@ def _remade(part: Mapping[str, Any]) -> nn.Module:
     backbone = create("backbone", part["name"], **{key: value for key, value in part.items() if key != "name"})
     backbone.part = dict(part)
     return backbone
+
+
+def _opened(source: str | Path) -> tuple[str, Published, str]:
+    """Whose a checkpoint is (``ours`` or a source of import_backbone), what it holds, and its place."""
+    path = _find(source)
+    if path.suffix == ".nemo":
+        return "nemo", read_nemo(path), str(path)
+    found = read_folder(path)
+    if found.config.get("format") == FORMAT:
+        return "ours", found, str(path)
+    kind = found.config.get("model_type", found.config.get("format"))
+    if not str(kind).startswith("parakeet"):
+        raise InputError(f"{path}: config.json is of {kind!r}; expected format {FORMAT!r} or model_type 'parakeet_ctc'")
+    return "parakeet_hf", found, str(path)
 
 
 def _find(source: str | Path) -> Path:
@@ -231,29 +245,29 @@ def _load_ours(found: Published, where: str, strict: bool) -> SequenceModel:
     return model.eval()
 
 
-def _load_nemo(found: Published, where: str, strict: bool) -> SequenceModel:
-    backbone = import_backbone(found.weights, "nemo", found.config, strict)
-    head = _ctc_weights(found.weights, ("decoder.decoder_layers.0", "ctc_decoder.decoder_layers.0"), where)
-    frontend = {"name": "logmel"} | logmel_of_nemo(found.config.get("preprocessor") or {})
-    return _assembled(frontend, backbone, head, _nemo_tokenizer(found, len(head["bias"]) - 1), where)
+def _load_backbone(source: str | Path) -> nn.Module:
+    """The backbone alone; the frontend it was trained behind is its ``features``, for a run to compare its own with."""
+    kind, found, where = _opened(source)
+    if kind == "ours":
+        model = _load_ours(found, where, strict=True)
+        backbone, features = model.backbone, model.parts["frontend"]
+    else:
+        backbone, features = import_backbone(found.weights, kind, found.config), _features(found, kind, where)
+    backbone.features = features
+    return backbone.train()
 
 
-def _load_parakeet(found: Published, where: str, strict: bool) -> SequenceModel:
-    backbone = import_backbone(found.weights, "parakeet_hf", found.config, strict)
-    blank = found.config.get("pad_token_id")
-    head = _ctc_weights(found.weights, ("ctc_head",), where, blank)
-    features = {}
+def _features(found: Published, kind: str, where: str) -> dict[str, Any]:
+    """The frontend that the publisher's own preprocessor is here."""
+    if kind == "nemo":
+        return {"name": "logmel"} | logmel_of_nemo(found.config.get("preprocessor") or {})
+    settings = {}
     for name, section in (("processor_config.json", "feature_extractor"), ("preprocessor_config.json", None)):
         if name in found.files:
-            settings = _json(found.files[name], f"{where}/{name}")
-            features = settings.get(section, {}) if section else settings
-    features = {"feature_size": encoder_config(found.config).get("num_mel_bins", 80)} | features
-    frontend = {"name": "logmel"} | logmel_of_parakeet(features)
-    tokenizer = None
-    if "tokenizer.json" in found.files:
-        vocabulary = _json(found.files["tokenizer.json"], f"{where}/tokenizer.json")
-        tokenizer = _parakeet_tokenizer(vocabulary, len(head["bias"]))
-    return _assembled(frontend, backbone, head, tokenizer, where)
+            held = _json(found.files[name], f"{where}/{name}")
+            settings = held.get(section, {}) if section else held
+    bins = {"feature_size": encoder_config(found.config).get("num_mel_bins", 80)}
+    return {"name": "logmel"} | logmel_of_parakeet(bins | settings)
 
 
 def _assembled(
@@ -272,23 +286,26 @@ def _assembled(
     return model.eval()
 
 
-def _ctc_weights(
-    weights: Mapping[str, Tensor], places: tuple[str, ...], where: str, blank: int | None = None
-) -> dict[str, Tensor]:
-    """Weight (V, D) and bias (V,) of a CTC layer, the blank, last or as given, put first."""
+def _ctc_weights(found: Published, kind: str, where: str) -> dict[str, Tensor]:
+    """Weight (V, D) and bias (V,) of a CTC layer, its blank put first: NeMo's is the last unit, Parakeet's is named."""
+    places = CTC_LAYERS[kind]
     for place in places:
-        if f"{place}.weight" in weights and f"{place}.bias" in weights:
-            weight, bias = weights[f"{place}.weight"].float(), weights[f"{place}.bias"].float()
+        if f"{place}.weight" in found.weights and f"{place}.bias" in found.weights:
+            weight, bias = (found.weights[f"{place}.{name}"].float() for name in ("weight", "bias"))
             size = len(bias)
-            blank = size - 1 if blank is None else blank
-            if weight.dim() < 2 or len(weight) != size or not 0 <= blank < size:
-                raise InputError(f"{where}: CTC layer {place} has shapes {tuple(weight.shape)}, {tuple(bias.shape)}")
+            blank = found.config.get("pad_token_id", size - 1) if kind == "parakeet_hf" else size - 1
+            if weight.dim() < 2 or len(weight) != size or type(blank) is not int or not 0 <= blank < size:
+                raise InputError(
+                    f"{where}: CTC layer {place} has shapes {tuple(weight.shape)}, {tuple(bias.shape)}, blank {blank}"
+                )
             order = [blank, *(unit for unit in range(size) if unit != blank)]
             return {"weight": weight.flatten(1)[order], "bias": bias[order]}
-    raise InputError(f"{where} has no CTC layer ({' or '.join(places)}); its encoder alone: import_backbone")
+    raise InputError(
+        f"{where} has no CTC layer ({' or '.join(places)}); for its encoder alone: backbone: {{pretrained: ...}}"
+    )
 
 
-def _nemo_tokenizer(found: Published, pieces: int) -> Tokenizer | None:
+def _nemo_tokenizer(found: Published, pieces: int, where: str) -> Tokenizer | None:
     """The SentencePiece model of an archive, or the characters of its config; None when it has neither."""
     models = [content for name, content in found.files.items() if name.endswith("tokenizer.model")]
     if models:
@@ -300,16 +317,19 @@ def _nemo_tokenizer(found: Published, pieces: int) -> Tokenizer | None:
     return None
 
 
-def _parakeet_tokenizer(tokenizer: Mapping[str, Any], size: int) -> Tokenizer | None:
+def _parakeet_tokenizer(found: Published, pieces: int, where: str) -> Tokenizer | None:
     """The pieces of a fast tokenizer, unit u + 1 here being its u; None when it holds none in a form we know."""
-    vocab = (tokenizer.get("model") or {}).get("vocab")
+    if "tokenizer.json" not in found.files:
+        return None
+    model = _json(found.files["tokenizer.json"], f"{where}/tokenizer.json").get("model") or {}
+    vocab = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocab, dict):
         numbers = {number: piece for piece, number in vocab.items()}
     elif isinstance(vocab, list):
         numbers = {number: pair[0] for number, pair in enumerate(vocab)}
     else:
         return None
-    return Pieces([str(numbers.get(number, "")) for number in range(size - 1)])
+    return Pieces([str(numbers.get(number, "")) for number in range(pieces)])
 
 
 def _json(content: bytes, where: str) -> dict[str, Any]:

@@ -128,6 +128,28 @@ def test_a_nemo_file(tmp_path, hybrid):
     assert again.tokenizer.decode(units) == TEXTS[0] and again.tokenizer.model == tokenizer
 
 
+def test_the_encoder_of_a_transducer_starts_a_model(tmp_path):
+    """A .nemo without a CTC layer is no recogniser here, and its encoder as good a start as any."""
+    encoder, _, _ = nemo_file(tmp_path / "model.nemo")
+    with tarfile.open(tmp_path / "model.nemo") as archive, tarfile.open(tmp_path / "rnnt.nemo", "w") as other:
+        for member in archive:
+            content = archive.extractfile(member).read()
+            if member.name.endswith(".ckpt"):
+                weights = torch.load(io.BytesIO(content), weights_only=True)
+                kept = {name: value for name, value in weights.items() if not name.startswith("decoder")}
+                torch.save(kept | {"joint.enc.weight": torch.zeros(3, 32)}, checkpoint := io.BytesIO())
+                content = checkpoint.getvalue()
+            member.size = len(content)
+            other.addfile(member, io.BytesIO(content))
+    with pytest.raises(InputError, match=r"has no CTC layer .*backbone: \{pretrained"):
+        load_pretrained(tmp_path / "rnnt.nemo")
+    front = load_pretrained(tmp_path / "model.nemo").parts["frontend"]
+    model = create_model(front, {"pretrained": str(tmp_path / "rnnt.nemo")}, {"name": "ctc", "vocab": 7})
+    state = encoder.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.backbone.state_dict().items())
+    assert model.backbone.features == front
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_a_parakeet_folder(tmp_path):
     import_timm()
