@@ -149,11 +149,7 @@ class ContextNet(nn.Module):
         self.dim: int = in_dim
 
     def forward(
-        self,
-        x: Tensor,
-        mask: Tensor,
-        bias: Tensor | None = None,
-        keep: Kept | None = None,
+        self, x: Tensor, mask: Tensor, bias: Tensor | None = None, keep: Kept | None = None
     ) -> tuple[Tensor, Tensor]:
         """``bias`` is for attention, of which there is none here: accepted as every backbone does, and not used."""
         for index, block in enumerate(self.blocks):

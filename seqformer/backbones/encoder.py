@@ -192,11 +192,7 @@ class Encoder(nn.Module):
         self.needs_table = positions == "xl"
 
     def forward(
-        self,
-        x: Tensor,
-        mask: Tensor,
-        bias: Tensor | None = None,
-        keep: Kept | None = None,
+        self, x: Tensor, mask: Tensor, bias: Tensor | None = None, keep: Kept | None = None
     ) -> tuple[Tensor, Tensor]:
         given = mask
         x, mask = self.stem(x, mask)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from seqformer.errors import InputError, nearest
+from seqformer.published.options import choose
 
 SHARED = {"periodic": False, "mel_scale": "slaney", "frames": "floor", "correction": 1}
 GUARD = 2.0**-24
@@ -65,16 +66,16 @@ def logmel_of_nemo(settings: Mapping[str, Any]) -> dict[str, Any]:
         **_spectrum(window, hop, fft, rate, source),
         "low_hz": _number(settings, "lowfreq", 0.0, source),
         "high_hz": _number(settings, "highfreq", None, source) if settings.get("highfreq") else None,
-        "mel_norm": _choice(settings, "mel_norm", "slaney", {"slaney": "slaney", None: "none"}, source),
+        "mel_norm": choose(settings, "mel_norm", "slaney", {"slaney": "slaney", None: "none"}, source),
         "pre_emphasis": 0.0 if settings.get("preemph", 0.97) is None else _number(settings, "preemph", 0.97, source),
-        "guard": _choice(settings, "log_zero_guard_type", "add", {"add": "add", "clamp": "clamp"}, source),
+        "guard": choose(settings, "log_zero_guard_type", "add", {"add": "add", "clamp": "clamp"}, source),
         "floor": (
-            _choice(settings, "log_zero_guard_value", None, NEMO_GUARDS, source)
+            choose(settings, "log_zero_guard_value", None, NEMO_GUARDS, source)
             if isinstance(guard_value, str)
             else _number(settings, "log_zero_guard_value", GUARD, source)
         ),
         "dither": _number(settings, "dither", 1e-5, source),
-        "normalize": _choice(settings, "normalize", "per_feature", NEMO_NORMALIZE, source),
+        "normalize": choose(settings, "normalize", "per_feature", NEMO_NORMALIZE, source),
     }
 
 
@@ -127,14 +128,6 @@ def _samples(settings: Mapping[str, Any], noun: str, default: float, rate: int, 
     if settings.get(seconds):
         raise InputError(f"{source}: both {seconds} and {samples} are given; expected one of them")
     return _whole(settings, samples, None, source)
-
-
-def _choice(settings: Mapping[str, Any], key: str, default: Any, known: Mapping[Any, Any], source: str) -> Any:
-    value = settings.get(key, default)
-    if isinstance(value, dict | list) or value not in known:
-        expected = ", ".join(map(repr, known))
-        raise InputError(f"{source}: {key} is {value!r}, which is not supported; it may be {expected}")
-    return known[value]
 
 
 def _number(settings: Mapping[str, Any], key: str, default: float | None, source: str) -> float:

@@ -54,7 +54,7 @@ FIXED = {
 
 def settings_of(config: dict[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of ``Encoder``. Raises InputError on an option without a counterpart."""
-    dim, depth = require(config, "d_model", "nemo"), require(config, "n_layers", "nemo")
+    dim, depth = require(config, "d_model", "nemo config"), require(config, "n_layers", "nemo config")
     squeezed = "pre_ln.weight" in weights  # Squeezeformer has it, Conformer does not; the options may say neither
     for key, allowed in FIXED.items():
         if config.get(key, allowed[0]) not in allowed:
@@ -64,11 +64,11 @@ def settings_of(config: dict[str, Any], weights: Mapping[str, Any]) -> dict[str,
     positions = {"rel_pos": "xl", "rel_pos_local_attn": "xl"}
     bias = bool(config.get("use_bias", True))
     found = dict(
-        in_dim=require(config, "feat_in", "nemo"),
+        in_dim=require(config, "feat_in", "nemo config"),
         dim=dim,
         depth=depth,
         heads=config.get("n_heads", 4),
-        positions=choose(config, "self_attention_model", "rel_pos", positions, "nemo"),
+        positions=choose(config, "self_attention_model", "rel_pos", positions, "nemo config"),
         context=_context(config.get("att_context_size")),
         kernel=config.get("conv_kernel_size", 31),
         causal=_causal(config),
@@ -106,7 +106,7 @@ def _stem(config: dict[str, Any], squeezed: bool) -> dict[str, Any]:
     kinds = {"striding": "conv2d", "dw_striding": "depthwise_conv2d"}
     channels = config.get("subsampling_conv_channels", -1)
     return dict(
-        stem=choose({"subsampling": kind}, "subsampling", None, kinds, "nemo"),
+        stem=choose({"subsampling": kind}, "subsampling", None, kinds, "nemo config"),
         stem_stride=factor,
         stem_channels=None if channels == -1 else channels,
     )

@@ -24,16 +24,16 @@ NAMES = {
 
 def settings_of(config: dict[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of ``Encoder``. Raises InputError on an option without a counterpart."""
-    dim = require(config, "hidden_size", "parakeet_hf")
+    dim = require(config, "hidden_size", "parakeet_hf config")
     fixed = {"subsampling_conv_kernel_size": 3, "subsampling_conv_stride": 2, "hidden_act": "silu"}
     for key, value in fixed.items():
-        choose(config, key, value, {value: value}, "parakeet_hf")
+        choose(config, key, value, {value: value}, "parakeet_hf config")
     attention_bias, heads = config.get("attention_bias", True), config.get("num_attention_heads", 8)
-    choose(config, "num_key_value_heads", heads, {heads: heads, None: heads}, "parakeet_hf")
+    choose(config, "num_key_value_heads", heads, {heads: heads, None: heads}, "parakeet_hf config")
     return dict(
         in_dim=config.get("num_mel_bins", 80),
         dim=dim,
-        depth=require(config, "num_hidden_layers", "parakeet_hf"),
+        depth=require(config, "num_hidden_layers", "parakeet_hf config"),
         heads=heads,
         layout="fACf",
         norm_at="pre",

@@ -47,7 +47,10 @@ ARCHITECTURES = {("f", "m", "c", "f"): "conformer", ("M", "s", "C", "s"): "squee
 def settings_of(config: dict[str, Any], weights: Mapping[str, Any]) -> dict[str, Any]:
     """Keywords of ``Encoder``. Raises InputError on an option without a counterpart."""
     names = {key.removeprefix("encoder_"): value for key, value in config.items()}
-    dim, depth = require(names, "dmodel", "squeezeformer_tf"), require(names, "num_blocks", "squeezeformer_tf")
+    dim, depth = (
+        require(names, "dmodel", "squeezeformer_tf config"),
+        require(names, "num_blocks", "squeezeformer_tf config"),
+    )
     architecture = names.get("fixed_arch") or ["m", "f", "c", "f"]
     rows = {tuple(row) for row in (architecture if isinstance(architecture[0], list) else [architecture])}
     if len(rows) > 1 or not rows <= set(ARCHITECTURES):
@@ -65,13 +68,13 @@ def settings_of(config: dict[str, Any], weights: Mapping[str, Any]) -> dict[str,
         "no_post_ln": squeezed,
     }
     for key, value in fixed.items():
-        choose(names, key, value, {value: value}, "squeezeformer_tf")
+        choose(names, key, value, {value: value}, "squeezeformer_tf config")
     filters = (names.get("subsampling") or {}).get("filters", dim)
     return dict(
         in_dim=80,  # the repository's stem accepts nothing else
         dim=dim,
         depth=depth,
-        heads=require(names, "num_heads", "squeezeformer_tf"),
+        heads=require(names, "num_heads", "squeezeformer_tf config"),
         layout="AFCF" if squeezed else "fACf",
         norm_at="post_scale_in" if squeezed else "pre",
         kernel=names.get("kernel_size", 31),
