@@ -95,8 +95,8 @@ def create_model(frontend: dict[str, Any], backbone: dict[str, Any], head: dict[
     along: the frontend's to the backbone, the backbone's to the heads. Raises InputError on an unknown name
     or keyword or a value of the wrong type.
     """
-    front = _build("frontend", frontend)
-    body = _build("backbone", backbone, in_dim=front.dim)
+    front = build_part("frontend", frontend)
+    body = build_part("backbone", backbone, in_dim=front.dim)
     model = SequenceModel(front, body, *_build_heads(head, body))
     if not hasattr(body, "part"):  # that of a checkpoint's has its own architecture, not the path it was read from
         body.part = backbone | {"in_dim": front.dim}
@@ -120,7 +120,7 @@ def _build_heads(
             if not 0 <= number < known or "keep" not in signature(body.forward).parameters:
                 raise InputError(f"head {key}: at is {number}; the backbone has {known} blocks to read")
             blocks[key], width = number, getattr(body, "dims", [body.dim] * known)[number]
-        heads[key] = _build("head", keywords, dim=width)
+        heads[key] = build_part("head", keywords, dim=width)
     return heads, weights, blocks
 
 
@@ -131,7 +131,7 @@ def head_parts(head: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 def create_backbone(name: str, **arguments: Any) -> nn.Module:
     """A backbone by its registered name, any constructor argument overridden by keyword."""
-    return _build("backbone", {"name": name} | arguments)
+    return build_part("backbone", {"name": name} | arguments)
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
@@ -148,6 +148,7 @@ def _is_ready(target: Callable) -> bool:
     return complete and not getattr(target, "is_family", False)
 
 
-def _build(kind: str, part: dict[str, Any], **given: Any) -> nn.Module:
+def build_part(kind: str, part: dict[str, Any], **given: Any) -> nn.Module:
+    """A registered part ``{"name": ..., keyword: value}``, with what the library passes along."""
     part = named(kind, part)
     return create(kind, part["name"], **given | {key: value for key, value in part.items() if key != "name"})

@@ -19,16 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seqformer.batch import Batch
 from seqformer.data.audio import read_audio
 from seqformer.data.folder import replace_folder
 from seqformer.data.text import BPE, Pieces, Tokenizer, load_tokenizer
 from seqformer.errors import InputError
 from seqformer.heads.ctc import CTC
-from seqformer.model import SequenceModel, create_model
-from seqformer.published.archive import Published, read_folder, read_nemo
+from seqformer.model import SequenceModel, build_part, create_backbone, create_model
+from seqformer.published.archive import Published, plain_json, read_folder, read_nemo
 from seqformer.published.features import logmel_of_nemo, logmel_of_parakeet
 from seqformer.published.weights import encoder_config, fit_weights, import_backbone
-from seqformer.registry import create, register
+from seqformer.registry import register
 
 FORMAT = "seqformer 1"
 CTC_LAYERS = {
@@ -50,11 +51,11 @@ def load_pretrained(source: str | Path, strict: bool = True) -> SequenceModel:
         return _load_ours(found, where, strict)
     backbone = import_backbone(found.weights, kind, found.config, strict)
     head = _ctc_weights(found, kind, where)
-    tokenizer = (_nemo_tokenizer if kind == "nemo" else _parakeet_tokenizer)(found, len(head["bias"]) - 1, where)
+    pieces = len(head["bias"]) - 1
+    tokenizer = _nemo_tokenizer(found, pieces) if kind == "nemo" else _parakeet_tokenizer(found, pieces, where)
     return _assembled(_features(found, kind, where), backbone, head, tokenizer, where)
 
 
-@torch.no_grad()
 def transcribe_files(model: SequenceModel, files: list[str]) -> dict[str, str]:
     """{file: what a CTC model with a tokenizer reads from it}, one file at a time.
 
@@ -66,10 +67,9 @@ def transcribe_files(model: SequenceModel, files: list[str]) -> dict[str, str]:
         raise InputError("the checkpoint turns no audio into text: that takes audio features, a CTC head, a tokenizer")
     found, device = {}, next(model.parameters()).device
     for file in files:
-        samples = torch.from_numpy(read_audio(file, rate)[0])[None].to(device)
-        features = model.frontend({"x": samples}, torch.ones_like(samples, dtype=torch.bool))
-        units = model.heads[heads[0]].predict(*model.backbone(features.x, features.mask, features.bias))[0]
-        found[file] = model.tokenizer.decode(units)
+        samples = torch.from_numpy(read_audio(file, rate)[0])[None]
+        batch = Batch([file], {"x": samples}, torch.ones_like(samples, dtype=torch.bool), {}, torch.ones(1))
+        found[file] = model.tokenizer.decode(model.predict(batch.to(device))[heads[0]][0])
     return found
 
 
@@ -145,7 +145,8 @@ def pretrained(
     if settings is None:
         backbone = _load_backbone(pretrained)
     else:
-        backbone = _remade(settings)
+        backbone = create_backbone(**settings)
+        backbone.part = dict(settings)
     made = backbone.part
     if made["in_dim"] != in_dim:
         raise InputError(f"{pretrained} takes {made['in_dim']} features a frame, and the frontend gives {in_dim}")
@@ -173,12 +174,6 @@ def freeze_first(backbone: nn.Module, blocks: int) -> None:
             part.training = False
         # model.train() reaches every module through its own train(): these stay in eval mode.
         module.train = types.MethodType(lambda self, mode=True: self, module)
-
-
-def _remade(part: Mapping[str, Any]) -> nn.Module:
-    backbone = create("backbone", part["name"], **{key: value for key, value in part.items() if key != "name"})
-    backbone.part = dict(part)
-    return backbone
 
 
 def _opened(source: str | Path) -> tuple[str, Published, str]:
@@ -264,7 +259,7 @@ def _features(found: Published, kind: str, where: str) -> dict[str, Any]:
     settings = {}
     for name, section in (("processor_config.json", "feature_extractor"), ("preprocessor_config.json", None)):
         if name in found.files:
-            held = _json(found.files[name], f"{where}/{name}")
+            held = plain_json(found.files[name], f"{where}/{name}")
             settings = held.get(section, {}) if section else held
     bins = {"feature_size": encoder_config(found.config).get("num_mel_bins", 80)}
     return {"name": "logmel"} | logmel_of_parakeet(bins | settings)
@@ -274,14 +269,14 @@ def _assembled(
     frontend: dict[str, Any], backbone: nn.Module, head: dict[str, Tensor], tokenizer: Tokenizer | None, where: str
 ) -> SequenceModel:
     """A model around an imported backbone, with the publisher's CTC layer as its head."""
-    part = {key: value for key, value in backbone.part.items() if key != "in_dim"}
-    model = create_model(frontend, part, {"name": "ctc", "vocab": len(head["bias"])})
-    if model.frontend.dim != backbone.part["in_dim"]:
-        raise InputError(
-            f"{where}: the features have {model.frontend.dim} bins, and the encoder takes {backbone.part['in_dim']}"
-        )
-    model.backbone = backbone
+    front = build_part("frontend", frontend)
+    part = dict(backbone.part)
+    if (width := part.pop("in_dim")) != front.dim:
+        raise InputError(f"{where}: the features have {front.dim} bins, and the encoder takes {width}")
+    ctc = {"name": "ctc", "vocab": len(head["bias"])}
+    model = SequenceModel(front, backbone, {"ctc": build_part("head", ctc, dim=backbone.dim)}, {"ctc": 1.0})
     fit_weights(model.heads["ctc"].linear, head, f"{where}: CTC layer")
+    model.parts = {"frontend": frontend, "backbone": part, "head": ctc}
     model.tokenizer = tokenizer
     return model.eval()
 
@@ -305,7 +300,7 @@ def _ctc_weights(found: Published, kind: str, where: str) -> dict[str, Tensor]:
     )
 
 
-def _nemo_tokenizer(found: Published, pieces: int, where: str) -> Tokenizer | None:
+def _nemo_tokenizer(found: Published, pieces: int) -> Tokenizer | None:
     """The SentencePiece model of an archive, or the characters of its config; None when it has neither."""
     models = [content for name, content in found.files.items() if name.endswith("tokenizer.model")]
     if models:
@@ -321,7 +316,7 @@ def _parakeet_tokenizer(found: Published, pieces: int, where: str) -> Tokenizer 
     """The pieces of a fast tokenizer, unit u + 1 here being its u; None when it holds none in a form we know."""
     if "tokenizer.json" not in found.files:
         return None
-    model = _json(found.files["tokenizer.json"], f"{where}/tokenizer.json").get("model") or {}
+    model = plain_json(found.files["tokenizer.json"], f"{where}/tokenizer.json").get("model") or {}
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocab, dict):
         numbers = {number: piece for piece, number in vocab.items()}
@@ -330,13 +325,3 @@ def _parakeet_tokenizer(found: Published, pieces: int, where: str) -> Tokenizer 
     else:
         return None
     return Pieces([str(numbers.get(number, "")) for number in range(pieces)])
-
-
-def _json(content: bytes, where: str) -> dict[str, Any]:
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{where}: expected an object, found {type(found).__name__}")
-    return found

@@ -46,7 +46,7 @@ RULES = {
     "model": {"frontends", "backbones", "heads", "registry", "errors"},
     "augment": {"augment", "registry", "errors"},
     "data": DATA,
-    "pretrained": {"published", "data.audio", "data.folder", "data.text", "heads.ctc", "model", "registry", "errors"},
+    "pretrained": PARTS | {"published", "batch", "data.audio", "data.folder", "data.text", "heads.ctc", "model"},
     "published": {"published", "backbones.encoder", "errors"},
     "predict": PREDICT,
     "analyze": PREDICT | {"predict", "nn", "analyze_plots"},

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from conftest import change
 from test_published import nemo_weights, scramble
@@ -14,9 +15,10 @@ from test_published import nemo_weights, scramble
 import seqformer
 from seqformer import InputError, create_model, load_pretrained, push_to_hub, save_pretrained
 from seqformer.config import Optim, write_config
-from seqformer.data.text import BPE
+from seqformer.data.text import BPE, Characters
 from seqformer.nn.mask import mask_of
 from seqformer.predict import TrainedRun
+from seqformer.pretrained import transcribe_files
 from seqformer.timm_import import import_timm
 from seqformer.train.crossval import train_run
 from seqformer.train.log import RunLog
@@ -206,6 +208,19 @@ def test_our_own_folder_and_its_card(tmp_path):
         "config.json",
         "model.safetensors",
     ]
+
+
+def test_transcription_reads_the_block_that_the_head_reads(tmp_path):
+    file = str(tmp_path / "noise.wav")
+    soundfile.write(file, 0.1 * np.random.default_rng(0).normal(size=RATE), RATE)
+    part = {"name": "conformer", "dim": 16, "depth": 3, "heads": 2}
+    model = create_model({"name": "logmel"}, part, {"name": "ctc", "vocab": 5, "at": 0}).eval()
+    scramble(model)
+    model.tokenizer = Characters("abcd")
+    samples = torch.from_numpy(soundfile.read(file, dtype="float32")[0])[None]
+    logits = model({"x": samples}, torch.ones_like(samples, dtype=torch.bool))["ctc"][0]
+    units = [int(unit) for unit in torch.unique_consecutive(logits.argmax(dim=-1)) if unit]
+    assert transcribe_files(model, [file]) == {file: model.tokenizer.decode(units)}
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

@@ -236,8 +236,12 @@ def _inside(folder: Path, name: str) -> Path:
 
 
 def _json(path: Path, most: int) -> dict[str, Any]:
-    content = _content(path, most)
-    with naming(path):
+    return plain_json(_content(path, most), path)
+
+
+def plain_json(content: bytes, where: str | Path) -> dict[str, Any]:
+    """A JSON object as a dict. Raises InputError naming ``where`` for anything else, a key that is there twice too."""
+    with naming(where):
         return _parsed(content)
 
 
