@@ -150,11 +150,6 @@ def count_parameters(backbone: nn.Module) -> dict[str, int]:
     return found
 
 
-def flops(backbone: nn.Module, frames: int, in_dim: int = 80) -> int:
-    """FLOPs of a forward pass over one item of T frames, convention ``a`` of ``Flops``."""
-    return count_flops(backbone, frames, in_dim).a
-
-
 @torch.no_grad()
 def count_flops(backbone: nn.Module, frames: int, in_dim: int = 80) -> Flops:
     """FLOPs of a forward pass over one item of T frames, on the meta device whatever the backbone's own is.

@@ -43,13 +43,13 @@ class Convention:
     eps: float = 1e-5
     momentum: float = 0.015
     reduction_left: int = 2
-    official_stem: bool = False
+    official: bool = False  # lengths and ends as in the Squeezeformer repository
 
 
 CONVENTIONS = {
     "seqformer": Convention(),
     "nemo": Convention(momentum=0.1, reduction_left=3),
-    "squeezeformer_tf": Convention(eps=1e-3, reduction_left=0, official_stem=True),
+    "squeezeformer_tf": Convention(eps=1e-3, reduction_left=0, official=True),
 }
 
 
@@ -155,7 +155,7 @@ class Encoder(nn.Module):
         if upsample and len(self.reduce_at) > len(self.recover_at):
             raise ValueError("upsample needs a restored frame rate: leave recover_at out, or give it")
         self.dim, self.long_skip = dim, long_skip
-        self.stem = make_stem(stem, in_dim, dim, stem_stride, stem_channels, chosen.official_stem)
+        self.stem = make_stem(stem, in_dim, dim, stem_stride, stem_channels, chosen.official)
         self.stride: int = self.stem.stride * 2 ** (len(self.reduce_at) - len(self.recover_at))
         self.scale = dim**0.5 if scale_input else 1.0
         self.dropout = nn.Dropout(dropout)
@@ -183,8 +183,9 @@ class Encoder(nn.Module):
             )
             for index, letters in enumerate(layouts)
         )
-        odd = convention == "squeezeformer_tf"
-        self.reductions = nn.ModuleList(TimeReduction(dim, chosen.reduction_left, odd) for _ in self.reduce_at)
+        self.reductions = nn.ModuleList(
+            TimeReduction(dim, chosen.reduction_left, drop_odd=chosen.official) for _ in self.reduce_at
+        )
         self.recoveries = nn.ModuleList(TimeRecovery(dim) for _ in self.recover_at)
         self.upsample = TimeUpsample(dim, self.stem.stride, dropout) if upsample else None
         if upsample:

@@ -42,7 +42,7 @@ TOP = {
     "time_reduce_layer.pw_conv": "reductions.0.pointwise",
     "time_recovery_layer": "recoveries.0.linear",
 }
-# Options that would change the result, and the only value that is supported.
+# Options that would change the result, and the values that do not; the first is NeMo's own.
 FIXED = {
     "causal_downsampling": (False, None),
     "reduction": (None, False),
@@ -56,11 +56,8 @@ def settings_of(config: dict[str, Any], weights: Mapping[str, Any]) -> dict[str,
     """Keywords of ``Encoder``. Raises InputError on an option without a counterpart."""
     dim, depth = require(config, "d_model", "nemo config"), require(config, "n_layers", "nemo config")
     squeezed = "pre_ln.weight" in weights  # Squeezeformer has it, Conformer does not; the options may say neither
-    for key, allowed in FIXED.items():
-        if config.get(key, allowed[0]) not in allowed:
-            raise InputError(f"nemo config: {key} is {config[key]!r}, which is not supported; it may be {allowed[0]!r}")
-    if config.get("feat_out", -1) not in (-1, None, dim):
-        raise InputError(f"nemo config: feat_out is {config['feat_out']}, which is not supported; it may be -1")
+    for key, allowed in (FIXED | {"feat_out": (-1, None, dim)}).items():
+        choose(config, key, allowed[0], dict.fromkeys(allowed), "nemo config")
     positions = {"rel_pos": "xl", "rel_pos_local_attn": "xl"}
     bias = bool(config.get("use_bias", True))
     found = dict(
