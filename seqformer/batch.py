@@ -66,6 +66,38 @@ class Batch:
         return int(self.mask.sum())
 
 
+def take_frames(example: Example, positions: np.ndarray) -> Example:
+    """The example at frames ``positions`` (T',), every time axis of its inputs and targets moved alike.
+
+    A fraction is between two frames: floats are interpolated there, unless one of the two is missing (NaN); whole
+    numbers, such as classes and tokens, are those of the nearer frame.
+    """
+    positions = np.asarray(positions, dtype=np.float64).clip(0, example.frames - 1)
+
+    def moved(fields: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: _take(np.asarray(array), example, name, positions) for name, array in fields.items()}
+
+    return replace(example, inputs=moved(example.inputs), targets=moved(example.targets), frames=len(positions))
+
+
+def _take(array: np.ndarray, example: Example, name: str, positions: np.ndarray) -> np.ndarray:
+    for axis, kind in enumerate(example.axes.get(name, "T")[: array.ndim]):
+        if kind == "T" and array.shape[axis]:
+            array = np.moveaxis(_interpolate(np.moveaxis(array, axis, 0), positions), 0, axis)
+    return array
+
+
+def _interpolate(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """array (T, ...) -> (T', ...)."""
+    nearest = array[np.rint(positions).astype(np.int64)]
+    if array.dtype.kind != "f" or not np.mod(positions, 1).any():
+        return nearest
+    low = np.floor(positions).astype(np.int64)
+    share = (positions - low).astype(np.float32).reshape(-1, *[1] * (array.ndim - 1))
+    between = array[low] * (1 - share) + array[np.minimum(low + 1, len(array) - 1)] * share
+    return np.where(np.isnan(between), nearest, between)
+
+
 def collate(examples: list[Example]) -> Batch:
     """Pad every ragged axis to its longest: inputs with 0, class targets with -1, value targets with NaN.
 

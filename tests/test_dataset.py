@@ -1,6 +1,7 @@
 """Examples are a pure function of (seed, epoch, index), in any order, process and number of workers."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from competitions.fsdd.plugin import JoinedDigits
 from seqformer import (
+    Example,
     InputError,
     RowReader,
     SequenceDataset,
@@ -57,9 +59,10 @@ def features(folder: Path, dtype: str = "float16") -> polars.DataFrame:
     return read_manifest(folder / "manifest.parquet")
 
 
-def shift(x: np.ndarray, seed: int) -> np.ndarray:
+def shift(example: Example, seed: int) -> Example:
     """An augmentation that gives its seed away."""
-    return np.append(x, np.float32(seed))
+    x = np.append(example.inputs["x"], np.float32(seed))
+    return replace(example, inputs={"x": x}, frames=len(x))
 
 
 def test_audio_is_scaled_and_resampled_to_the_planned_length(clips):

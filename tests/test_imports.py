@@ -44,7 +44,7 @@ RULES = {
     "heads": PARTS | {"decode"},
     "decode": {"nn", "decode"},
     "model": {"frontends", "backbones", "heads", "registry", "errors"},
-    "augment": {"augment", "registry", "errors"},
+    "augment": {"augment", "batch", "registry", "errors"},
     "data": DATA,
     "pretrained": PARTS | {"published", "batch", "data.audio", "data.folder", "data.text", "heads.ctc", "model"},
     "published": {"published", "backbones.encoder", "errors"},
@@ -155,8 +155,8 @@ import seqformer
 for found in pkgutil.walk_packages(seqformer.__path__, "seqformer."):
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)
-from seqformer.augment.compose import frame_transform
-frame_transform()
+from seqformer.augment.compose import Augment
+Augment([{'name': 'gain'}])
 assert "albumentations" in sys.modules and "lightning_fabric" in sys.modules
 """
 

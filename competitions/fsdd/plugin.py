@@ -32,7 +32,7 @@ class JoinedDigits:
         targets: "Targets | None",
         rate: int,
         seed: int,
-        augment: Callable[[np.ndarray, int], np.ndarray] | None = None,
+        augment: Callable[[Example, int], Example] | None = None,
         training: bool = False,
         items: int = 2000,
         strings: int = 100,
@@ -89,9 +89,8 @@ class JoinedDigits:
         for row, gap in zip(clips[1:], gaps, strict=True):
             pieces += [np.zeros(gap, dtype=np.float32), self.reader[row]]
         x = np.concatenate(pieces)
-        if self.augment is not None:
-            # another seed than the plan's, or the two would draw the same numbers
-            x = self.augment(x, draw_seed(self.seed, epoch, index, 1))
         row_id = f"{epoch}-{index}" if self.training else str(self.ids[index])
         targets, axes = self.targets.encode({"text": self.text(epoch, index)}) if self.targets else ({}, {})
-        return Example(row_id, {"x": x}, len(x), targets, axes=axes)
+        example = Example(row_id, {"x": x}, len(x), targets, axes=axes)
+        # another seed than the plan's, or the two would draw the same numbers
+        return example if self.augment is None else self.augment(example, draw_seed(self.seed, epoch, index, 1))

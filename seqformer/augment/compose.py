@@ -1,65 +1,106 @@
-"""Per-example transforms, composed by albumentations and reseeded for every example.
+"""Transforms of single examples, composed by albumentations and reseeded for every example.
 
-A transform is a registered class with ``apply(x, **params)`` that draws only from albumentations' own generators,
-``self.py_random`` and ``self.random_generator``, so that one seed decides all of it.
+A registered transform is a function of its settings and ``p`` that returns one of three kinds:
+``on_values``: new values of the input ``x``; ``on_time``: the frames to take, which moves every input and target that
+has a time axis alike; ``on_example``: anything. Each draws only from the numpy generator it is handed, so that one seed
+decides all of it.
 """
 
-import functools
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from seqformer.errors import InputError
-from seqformer.registry import create
+from seqformer.batch import Example, take_frames
+from seqformer.registry import create, register
 
 # albumentations asks the network for a newer version of itself at import unless told not to.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
+Rng = np.random.Generator
 
-@functools.cache
-def frame_transform() -> type:
-    """The class our transforms stand on: an albumentations transform of ``x`` (T, ...), made on first use.
 
-    albumentations takes two seconds to import, so a run without augmentation never does.
-    """
+def on_example(change: Callable[[Example, Rng], Example], p: float):
+    """An albumentations transform that applies ``change`` with probability ``p``."""
+    return _transform_class()(change, _probability(p))
+
+
+def on_values(change: Callable[[np.ndarray, Rng], np.ndarray], p: float):
+    """A transform of the values of ``x`` (T, ...), whose frames may grow or shrink where nothing else has frames."""
+
+    def apply(example: Example, rng: Rng) -> Example:
+        x = change(example.inputs["x"], rng)
+        return replace(example, inputs={**example.inputs, "x": x}, frames=len(x))
+
+    return on_example(apply, p)
+
+
+def on_time(positions: Callable[[int, Rng], np.ndarray], p: float):
+    """A transform of time: ``positions(frames, rng)`` are the frames (T',) to take, fractions being between two."""
+    return on_example(lambda example, rng: take_frames(example, positions(example.frames, rng)), p)
+
+
+@cache
+def _transform_class() -> type:
+    """Made on first use: albumentations takes two seconds to import, and a run without augmentation never does."""
     from albumentations.core.transforms_interface import BasicTransform
 
-    class FrameTransform(BasicTransform):
+    class Transform(BasicTransform):
         _targets = ()
+
+        def __init__(self, change: Callable[[Example, Rng], Example], p: float):
+            super().__init__(p=p)
+            self.change = change
 
         @property
         def targets(self) -> dict[str, Callable]:
-            return {"x": self.apply}
+            return {"example": self.apply}
+
+        def apply(self, example: Example, **params) -> Example:
+            return self.change(example, self.random_generator)
 
         def update_transform_params(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
             return params  # the original looks for the shape of an image
 
-    return FrameTransform
+    return Transform
 
 
 class Augment:
-    """``augment(x, seed) -> x``: the transforms of a config's ``augment`` list, in order; the seed decides it all."""
+    """``augment(example, seed) -> example``: the transforms of a config's ``augment`` list, in order."""
 
     def __init__(self, parts: list[dict[str, Any]]):
         from albumentations import Compose
 
         self.parts = parts
-        for part in parts:
-            if not 0 <= part.get("p", 1) <= 1:
-                raise InputError(f"augment {part['name']!r}: p is {part['p']}; expected a probability, 0 to 1")
-        transforms = [
-            create("augment", part["name"], **{k: v for k, v in part.items() if k != "name"}) for part in parts
-        ]
-        self.compose = Compose(transforms, strict=False)
+        self.compose = Compose([_build(part) for part in parts], strict=False)
 
     def __reduce__(self):
-        return Augment, (self.parts,)  # the transforms' classes are made on first use, in a spawned worker too
+        return Augment, (self.parts,)  # the transforms' class is made on first use, in a spawned worker too
 
-    def __call__(self, x: np.ndarray, seed: int) -> np.ndarray:
+    def __call__(self, example: Example, seed: int) -> Example:
         # One stream for all: set_random_seed would start each transform at the same draw, so that, say, noise came
         # with the low gains only.
         self.compose.set_random_state(np.random.default_rng(seed), random.Random(seed))
-        return self.compose(x=x)["x"]
+        return self.compose(example=example)["example"]
+
+
+@register("augment")
+def one_of(transforms: list[dict], p: float = 1.0):
+    """One of several transforms, each as likely as its own ``p`` says."""
+    from albumentations import OneOf
+
+    return OneOf([_build(part) for part in transforms], p=_probability(p))
+
+
+def _build(part: dict[str, Any]):
+    return create("augment", part["name"], **{key: value for key, value in part.items() if key != "name"})
+
+
+def _probability(p: float) -> float:
+    if not 0 <= p <= 1:
+        raise ValueError(f"p is {p}; expected a probability, 0 to 1")
+    return p

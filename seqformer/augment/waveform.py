@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from seqformer.augment.compose import frame_transform
+from seqformer.augment.compose import Rng, on_values
 from seqformer.registry import register
 
 
@@ -18,44 +18,32 @@ def speed(factors: list[float] = (0.9, 1.0, 1.1), p: float = 1.0):
 
     from scipy.signal import resample_poly
 
-    class Speed(frame_transform()):
-        def apply(self, x: np.ndarray, factor: float, **params) -> np.ndarray:
-            ratio = 1 / Fraction(factor).limit_denominator(1000)
-            return x if ratio == 1 else resample_poly(x, ratio.numerator, ratio.denominator).astype(np.float32)
+    def change(x: np.ndarray, rng: Rng) -> np.ndarray:
+        ratio = 1 / Fraction(float(rng.choice(factors))).limit_denominator(1000)
+        return x if ratio == 1 else resample_poly(x, ratio.numerator, ratio.denominator).astype(np.float32)
 
-        def get_params(self) -> dict:
-            return {"factor": self.py_random.choice(list(factors))}
-
-    return Speed(p=p)
+    return on_values(change, p)
 
 
 @register("augment", "gain")
 def gain(low_db: float = -6.0, high_db: float = 6.0, p: float = 1.0):
     """Multiply by a uniformly drawn number of decibels."""
 
-    class Gain(frame_transform()):
-        def apply(self, x: np.ndarray, decibels: float, **params) -> np.ndarray:
-            return (x * 10 ** (decibels / 20)).astype(np.float32)
+    def change(x: np.ndarray, rng: Rng) -> np.ndarray:
+        return (x * 10 ** (rng.uniform(low_db, high_db) / 20)).astype(np.float32)
 
-        def get_params(self) -> dict:
-            return {"decibels": self.py_random.uniform(low_db, high_db)}
-
-    return Gain(p=p)
+    return on_values(change, p)
 
 
 @register("augment", "noise")
 def noise(low_snr_db: float = 10.0, high_snr_db: float = 40.0, p: float = 0.5):
     """Add white Gaussian noise at a uniformly drawn signal-to-noise ratio."""
 
-    class Noise(frame_transform()):
-        def apply(self, x: np.ndarray, snr_db: float, **params) -> np.ndarray:
-            level = np.float32(np.sqrt(np.mean(np.square(x))) * 10 ** (-snr_db / 20))
-            return x + level * self.random_generator.standard_normal(len(x), dtype=np.float32)
+    def change(x: np.ndarray, rng: Rng) -> np.ndarray:
+        level = np.sqrt(np.mean(np.square(x))) * 10 ** (-rng.uniform(low_snr_db, high_snr_db) / 20)
+        return x + np.float32(level) * rng.standard_normal(len(x), dtype=np.float32)
 
-        def get_params(self) -> dict:
-            return {"snr_db": self.py_random.uniform(low_snr_db, high_snr_db)}
-
-    return Noise(p=p)
+    return on_values(change, p)
 
 
 @register("augment", "equalizer")
@@ -66,15 +54,11 @@ def equalizer(deviation_db: float = 5.0, bands: int = 8, p: float = 1.0):
     distribution of ``deviation_db`` and joined by straight lines in decibels.
     """
 
-    class Equalizer(frame_transform()):
-        def apply(self, x: np.ndarray, decibels: np.ndarray, **params) -> np.ndarray:
-            spectrum = np.fft.rfft(x)
-            position = np.log1p(np.linspace(0, 8000 / 700, len(spectrum)))
-            knots = np.linspace(0, position[-1], len(decibels))
-            response = 10 ** (np.interp(position, knots, decibels) / 20)
-            return np.fft.irfft(spectrum * response, len(x)).astype(np.float32)
+    def change(x: np.ndarray, rng: Rng) -> np.ndarray:
+        spectrum = np.fft.rfft(x)
+        position = np.log1p(np.linspace(0, 8000 / 700, len(spectrum)))
+        knots = np.linspace(0, position[-1], bands)
+        response = 10 ** (np.interp(position, knots, rng.normal(0, deviation_db, bands)) / 20)
+        return np.fft.irfft(spectrum * response, len(x)).astype(np.float32)
 
-        def get_params(self) -> dict:
-            return {"decibels": self.random_generator.normal(0, deviation_db, bands)}
-
-    return Equalizer(p=p)
+    return on_values(change, p)

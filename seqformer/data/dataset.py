@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from seqformer.augment.mix import Mixer, names_of
 from seqformer.batch import Example
 from seqformer.data.audio import read_audio, resample
+from seqformer.data.columns import NumberColumn, StoreColumn
 from seqformer.data.store import Store
 from seqformer.data.targets import Targets
 from seqformer.errors import InputError, nearest
@@ -90,6 +92,11 @@ def _whole(table: "polars.DataFrame", column: str) -> np.ndarray:
 class SequenceDataset:
     """Each row of the manifest as one example with input ``x``.
 
+    ``inputs`` names further ones: a column of the manifest (numbers, or lists of them, see NumberColumn), or the rows
+    of another store, given by the columns ``<name>_path`` and ``<name>_row``. ``pairs`` are those among them that hold
+    triples (i, j, value), i and j being frames: they become a symmetric matrix (T, T). ``mix`` makes training examples
+    of two rows each, see ``seqformer.augment.mix``.
+
     What a registered dataset is: ``ids``, ``rate``, ``columns`` {target: value per example}, ``len``,
     ``frames(epoch)`` and ``[epoch, index]``; built with these arguments and its own keywords from the config's
     ``dataset`` section. ``training`` tells one that makes its examples up which of its two sets is wanted.
@@ -101,15 +108,21 @@ class SequenceDataset:
         targets: Targets | None = None,
         rate: int | None = None,
         seed: int = 0,
-        augment: Callable[[np.ndarray, int], np.ndarray] | None = None,
+        augment: Callable[[Example, int], Example] | None = None,
         training: bool = False,
+        inputs: list[str] = (),
+        pairs: list[str] = (),
+        mix: list[dict] = (),
     ):
         self.reader, self.targets, self.seed, self.augment = RowReader(table, rate), targets, seed, augment
+        self.inputs = {name: _input_reader(table, name) for name in (*inputs, *pairs)}
+        self.pairs = set(pairs)
         for name in targets.encoders if targets else ():
             if name not in table.columns:
                 raise InputError(f"the rows have no column {name!r}; {nearest(name, table.columns)}")
         self.columns = {name: table[name].to_list() for name in targets.encoders} if targets else {}
         self.weight = table["weight"].to_numpy() if "weight" in table.columns else np.ones(table.height)
+        self.mixer = self._mixer(table, list(mix)) if mix and training else None
 
     @property
     def rate(self) -> int | None:
@@ -129,17 +142,68 @@ class SequenceDataset:
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
         epoch, index = key
-        x = self.reader[index]
-        if self.augment is not None and epoch != VALID:
-            x = self.augment(x, draw_seed(self.seed, epoch, index))
-        targets, axes = self._targets(index) if self.targets else ({}, {})
-        return Example(str(self.ids[index]), {"x": x}, len(x), targets, float(self.weight[index]), axes)
+        if epoch == VALID:
+            return self.read(index)
+        seed = draw_seed(self.seed, epoch, index)
+        example = self.mixer(self.read, index, np.random.default_rng([seed, 1])) if self.mixer else self.read(index)
+        return self.augment(example, seed) if self.augment is not None else example
 
-    def _targets(self, index: int) -> tuple[dict, dict]:
+    def read(self, index: int) -> Example:
+        """The row as it is."""
+        x = self.reader[index]
         try:
-            return self.targets.encode({name: values[index] for name, values in self.columns.items()})
+            targets, axes = self._targets(index)
+            inputs = {"x": x} | {name: self._input(name, index, len(x), axes) for name in self.inputs}
         except InputError as error:
             raise InputError(f"row {self.ids[index]}: {error}") from error
+        return Example(str(self.ids[index]), inputs, len(x), targets, float(self.weight[index]), axes)
+
+    def _targets(self, index: int) -> tuple[dict, dict]:
+        if self.targets is None:
+            return {}, {}
+        return self.targets.encode({name: values[index] for name, values in self.columns.items()})
+
+    def _input(self, name: str, index: int, frames: int, axes: dict[str, str]) -> np.ndarray:
+        """One further input of a row; notes its axes."""
+        reader = self.inputs[name]
+        array = reader[index]
+        if name in self.pairs:
+            axes[name] = "TT"
+            return _matrix(name, array, frames)
+        axes[name] = getattr(reader, "axes", "T")
+        return array
+
+    def _mixer(self, table: "polars.DataFrame", parts: list[dict]) -> Mixer:
+        encoders = self.targets.encoders if self.targets else {}
+        for name in names_of(parts):
+            if name not in table.columns:
+                raise InputError(f"mix: by names no column {name!r}; {nearest(name, table.columns)}")
+        classes = {name: encoder.size for name, encoder in encoders.items() if getattr(encoder, "whole", False)}
+        columns = {"id": table["id"].to_list()} | {name: table[name].to_list() for name in names_of(parts)}
+        return Mixer(parts, columns, classes)
+
+
+def _input_reader(table: "polars.DataFrame", name: str) -> NumberColumn | StoreColumn:
+    """Reader of an input beside ``x``: of its store, where the manifest has columns for one, or of its column."""
+    place, row = f"{name}_path", f"{name}_row"
+    if place in table.columns and row in table.columns:
+        return StoreColumn(table[place].to_list(), table[row].to_list())
+    if name not in table.columns:
+        raise InputError(f"dataset: the manifest has no column {name!r}; {nearest(name, table.columns)}")
+    return NumberColumn(table[name])
+
+
+def _matrix(name: str, triples: np.ndarray, frames: int) -> np.ndarray:
+    """Triples (n, 3) of two frames and a value -> (T, T), symmetric. Raises InputError on a frame that is not there."""
+    matrix = np.zeros((frames, frames), dtype=np.float32)
+    if triples.size:
+        if triples.ndim != 2 or triples.shape[1] != 3:
+            raise InputError(f"{name!r} has shape {triples.shape}; expected triples (n, 3) of two frames and a value")
+        first, second = triples[:, 0].astype(np.int64), triples[:, 1].astype(np.int64)
+        if min(first.min(), second.min()) < 0 or max(first.max(), second.max()) >= frames:
+            raise InputError(f"{name!r} pairs frame {int(max(first.max(), second.max()))} of {frames} frames")
+        matrix[first, second] = matrix[second, first] = triples[:, 2]
+    return matrix
 
 
 def draw_seed(*key: int) -> int:

@@ -9,7 +9,8 @@
 | ``rate`` | integer > 0, optional | frames per second of the stored array (Hz) |
 | ``weight`` | number >= 0, optional | weight of the row in the loss |
 
-Every other column is free: targets (``text``, ``label``), groups (``speaker``), splits, folds.
+Two more columns, ``<input>_path`` and ``<input>_row``, point at a row of another store for a further input. Every other
+column is free: targets (``text``, ``label``), inputs, groups (``speaker``), splits, folds.
 """
 
 import hashlib
@@ -67,7 +68,11 @@ def read_manifest(path: str | Path, where: dict | None = None) -> "polars.DataFr
         raise InputError(f"{path} is not a readable parquet file: {' '.join(str(error).split())}") from error
     check_manifest(table, path)
     folder = path.parent.resolve()
-    table = table.with_columns(polars.col("path").map_elements(lambda p: str(folder / p), return_dtype=polars.String))
+    table = table.with_columns(
+        polars.col(name).map_elements(lambda place: str(folder / place), return_dtype=polars.String)
+        for name in table.columns
+        if name == "path" or (name.endswith("_path") and f"{name.removesuffix('path')}row" in table.columns)
+    )
     return select_rows(table, where or {}, path)
 
 

@@ -2,10 +2,11 @@
 
 A head names its target column; the column's type says what it is: text (with a ``text`` section in the config) ->
 units (U,), other text, a whole number or true/false -> a class number, a number -> a value, a list -> one class or
-value a frame (T,). A categorical column is always one of classes, so that a run with a ``text`` section can have both.
-Each kind has ``size`` (outputs of the head), ``axes`` (for collate), ``encode`` (column value -> array for the loss),
-``decode`` (the head's prediction -> what is written to files) and ``truth`` (column value -> what a metric compares
-to). An empty value is not scored (class -1, value NaN), in a list too; an empty text is an error.
+value a frame (T,), a list as long in every row by its type (``polars.Array``) -> values of the item (K,). A categorical
+column is always one of classes, so that a run with a ``text`` section can have both. Each kind has ``size`` (outputs of
+the head), ``axes`` (for collate), ``encode`` (column value -> array for the loss), ``decode`` (the head's prediction ->
+what is written to files) and ``truth`` (column value -> what a metric compares to). An empty value is not scored (class
+-1, value NaN), in a list too; an empty text is an error.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class Classes:
     """Class names, in order; a class number is a place in it. Raises InputError on a name that is not among them."""
 
-    axes = ""
+    axes, whole = "", True
 
     def __init__(self, classes: list[str]):
         self.classes, self.size = classes, len(classes)
@@ -80,9 +81,10 @@ class Values:
         self.size, self.axes, self.whole = size, axes, whole
 
     def encode(self, value: Any) -> np.ndarray:
-        """A number -> (), a list -> (T,) or (T, size); no list at all -> (0,) or (0, size), which collate fills."""
-        if not self.axes:
-            return np.asarray(value, dtype=np.float32)
+        """A number -> (), an array -> (size,), a list -> (T,) or (T, size); no list -> (0,) or (0, size)."""
+        if self.axes != "T":
+            missing = value is None and self.size > 1
+            return np.asarray([None] * self.size if missing else value, dtype=np.float32)
         frames = list(value if value is not None else [])
         if self.whole:
             numbers = np.asarray(frames, dtype=np.float64)  # None becomes NaN
@@ -178,7 +180,9 @@ def _fit_column(train, column: str, text: dict | None, known) -> Classes | Units
         return Classes(dtype.categories.to_list())
     if dtype in (polars.String, polars.Categorical, polars.Boolean) or dtype.is_integer():
         return Classes(sorted(as_text(values).drop_nulls().unique().to_list(), key=_natural))
-    if isinstance(dtype, polars.List | polars.Array):
+    if isinstance(dtype, polars.Array) and dtype.inner.is_numeric():
+        return Values(dtype.size, " ", whole=False)
+    if isinstance(dtype, polars.List):
         return _fit_frames(known, column)
     if dtype.is_numeric():
         return Values(1, "", whole=False)
