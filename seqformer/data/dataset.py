@@ -93,8 +93,9 @@ class SequenceDataset:
     """Each row of the manifest as one example with input ``x``.
 
     ``inputs`` names further ones: a column of the manifest (numbers, or lists of them, see NumberColumn), or the rows
-    of another store, given by the columns ``<name>_path`` and ``<name>_row``. ``pairs`` are those among them that hold
-    triples (i, j, value), i and j being frames: they become a symmetric matrix (T, T). ``mix`` makes training examples
+    of another store, given by the columns ``<name>_path`` and ``<name>_row``. ``pairs`` are those that
+    hold lists (i, j, value), i and j being frames: they become a symmetric matrix (T, T), or (T, T, P) of P values.
+    ``mix`` makes training examples
     of two rows each, see ``seqformer.augment.mix``.
 
     What a registered dataset is: ``ids``, ``rate``, ``columns`` {target: value per example}, ``len``,
@@ -193,17 +194,21 @@ def _input_reader(table: "polars.DataFrame", name: str) -> NumberColumn | StoreC
     return NumberColumn(table[name])
 
 
-def _matrix(name: str, triples: np.ndarray, frames: int) -> np.ndarray:
-    """Triples (n, 3) of two frames and a value -> (T, T), symmetric. Raises InputError on a frame that is not there."""
-    matrix = np.zeros((frames, frames), dtype=np.float32)
-    if triples.size:
-        if triples.ndim != 2 or triples.shape[1] != 3:
-            raise InputError(f"{name!r} has shape {triples.shape}; expected triples (n, 3) of two frames and a value")
-        first, second = triples[:, 0].astype(np.int64), triples[:, 1].astype(np.int64)
-        if min(first.min(), second.min()) < 0 or max(first.max(), second.max()) >= frames:
-            raise InputError(f"{name!r} pairs frame {int(max(first.max(), second.max()))} of {frames} frames")
-        matrix[first, second] = matrix[second, first] = triples[:, 2]
-    return matrix
+def _matrix(name: str, pairs: np.ndarray, frames: int) -> np.ndarray:
+    """Two frames and P values each, (n, 2 + P) -> (T, T, P), or (T, T) of one value; symmetric, 0 for other pairs.
+
+    Raises InputError on a frame that is not there.
+    """
+    if pairs.ndim != 2 or pairs.shape[1] < 3:
+        raise InputError(f"{name!r} has shape {pairs.shape}; expected (pairs, 3): two frames and a value")
+    matrix = np.zeros((frames, frames, pairs.shape[1] - 2), dtype=np.float32)
+    if len(pairs):
+        first, second = pairs[:, :2].astype(np.int64).T
+        low, high = pairs[:, :2].min(), pairs[:, :2].max()
+        if low < 0 or high >= frames:
+            raise InputError(f"{name!r} pairs frame {int(low if low < 0 else high)} of {frames} frames")
+        matrix[first, second] = matrix[second, first] = pairs[:, 2:]
+    return matrix[..., 0] if matrix.shape[-1] == 1 else matrix
 
 
 def draw_seed(*key: int) -> int:
