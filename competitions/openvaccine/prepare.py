@@ -11,7 +11,7 @@ FOLDER holds Kaggle's ``train.json`` and ``test.json`` (a JSON object a line) an
 | certainty | (T, 5): 1 / (error^2 + 0.2^2), mean 1 over the training set; where there are no errors, 1 |
 | pairing | (T, 3): sum, largest and number of the pairing probabilities of a position |
 | weight | log1p(signal_to_noise) / 2, at most 1.2; 1 where it is not known |
-| split, cluster, seq_length, SN_filter | as in the source; ``cluster`` is a number of its own where the source has none |
+| split, cluster, seq_length, SN_filter | as in the source; where it has no ``cluster``, each row is one |
 """
 
 from pathlib import Path
