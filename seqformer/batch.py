@@ -34,13 +34,17 @@ class Example:
 
 @dataclass(frozen=True)
 class Batch:
-    """Examples padded to one length: ids (B), inputs and targets (B, ...), mask (B, T), weight (B,)."""
+    """Examples padded to one length: ids (B), inputs and targets (B, ...), mask (B, T), weight (B,).
+
+    ``axes`` are those of an Example, without the axis of items.
+    """
 
     ids: list[str]
     inputs: dict[str, Tensor]
     mask: Tensor
     targets: dict[str, Tensor]
     weight: Tensor
+    axes: Mapping[str, str] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device; copies do not block the host when the memory is pinned."""
@@ -112,6 +116,7 @@ def collate(examples: list[Example]) -> Batch:
         mask=mask_of(lengths, longest),
         targets=_stack(examples, longest, target=True),
         weight=torch.tensor([example.weight for example in examples], dtype=torch.float32),
+        axes=examples[0].axes,
     )
 
 

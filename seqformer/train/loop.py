@@ -212,7 +212,7 @@ class FoldTrainer:
             group = [next(loader) for _ in keys[first : first + size]]
             waited = time.perf_counter() - start
             if not self.ceiling:
-                self.flops = model_flops(self.job.model, group[0].to(self.fabric.device).inputs, group[0].mask.shape[1])
+                self.flops = model_flops(self.job.model, group[0])
                 self.ceiling = matmul_speed(self.fabric.device, self.config.train.precision)
             yield group, waited
 

@@ -8,17 +8,23 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from seqformer.batch import Batch
 
-def model_flops(model: nn.Module, inputs: dict[str, torch.Tensor], frames: int) -> tuple[float, float]:
+
+def model_flops(model: nn.Module, batch: Batch) -> tuple[float, float]:
     """(a, b): a forward pass over T frames costs a T + b T^2 FLOPs, one multiply-add being two.
 
-    Counted by torch at two lengths of one item, ``inputs`` being a batch to take the item from. Attention goes through
-    the plain kernel for it, because torch's counter does not know every fused one.
+    Counted by torch at two lengths of the first item of a batch. Attention goes through the plain kernel for it,
+    because torch's counter does not know every fused one.
     """
+    frames = batch.mask.shape[1]
 
     def count(length: int) -> float:
         device = next(model.parameters()).device
-        item = {name: tensor[:1, :length].to(device) for name, tensor in inputs.items()}
+        item = {name: tensor[:1].to(device) for name, tensor in batch.inputs.items()}
+        for name, tensor in item.items():
+            for axis, kind in enumerate(batch.axes.get(name, "T")[: tensor.dim() - 1], start=1):
+                item[name] = item[name].narrow(axis, 0, length) if kind == "T" else item[name]
         mask = torch.ones(1, length, dtype=torch.bool, device=device)
         with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
             model(item, mask)
