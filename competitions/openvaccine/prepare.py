@@ -9,7 +9,7 @@ FOLDER holds Kaggle's ``train.json`` and ``test.json`` (a JSON object a line) an
 |---|---|
 | degradation | (T, 5): reactivity, deg_Mg_pH10, deg_pH10, deg_Mg_50C, deg_50C; empty beyond ``seq_scored`` |
 | certainty | (T, 5): 1 / (error^2 + 0.2^2), mean 1 over the training set; where there are no errors, 1 |
-| pairing | (T, 3): sum, largest and number of the pairing probabilities of a position |
+| values | (T, 3): sum, largest and number of the pairing probabilities of a position |
 | weight | log1p(signal_to_noise) / 2, at most 1.2; 1 where it is not known |
 | split, cluster, seq_length, SN_filter | as in the source; where it has no ``cluster``, each row is one |
 """
@@ -108,7 +108,7 @@ def example(row: dict, triples: np.ndarray) -> tuple[np.ndarray, np.ndarray, dic
         matrix[i, j] = matrix[j, i] = p
     pairing = np.column_stack([matrix.sum(0), matrix.max(0), (matrix > 0).sum(0) / 10])
     columns = {name: row[name] for name in ("id", "split", "cluster", "SN_filter") if name in row}
-    columns |= {"seq_length": length, "pairing": pairing.tolist()}
+    columns |= {"seq_length": length, "values": pairing.tolist()}
     if row.get(TARGETS[0]) is not None:
         values, errors = (np.array([row[name] for name in names if name in row]).T for names in (TARGETS, ERRORS))
         columns["degradation"] = _padded(values, length)
