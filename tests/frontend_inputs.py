@@ -10,10 +10,19 @@ LOGMEL = dict(rate=4000, mels=12)
 PUBLISHED = dict(normalize="bin", correction=1, frames="floor", mel_scale="slaney", mel_norm="slaney", periodic=False)
 PUBLISHED |= dict(fft=256, guard="add", floor=2.0**-24, top_db=60.0)
 DENSE = {"name": "dense", "channels": CHANNELS}
+LANDMARKS = dict(points=7, coordinates=2)
 TOKENS = dict(vocab=[5, 3], width=4, values=2)
 FRONTENDS = {
     "logmel": [LOGMEL | {"normalize": kind} for kind in ("utterance", "bin", "none")] + [LOGMEL | PUBLISHED],
-    "dense": [{"channels": CHANNELS, "normalize": kind} for kind in ("none", "item")],
+    "dense": [
+        *[{"channels": CHANNELS, "normalize": kind} for kind in ("none", "item")],
+        {"channels": CHANNELS, "normalize": "fold", "static": 2, "clip": 1.5, "differences": [1, 3]},
+    ],
+    "landmarks": [
+        LANDMARKS | dict(reference=[2, 3]),
+        LANDMARKS | dict(width=8, conv=4, differences=[1], parts={"hand": "0:3", "face": [3, 6]}),
+        LANDMARKS | dict(width=8, standardize=False, parts={"hand": "0:3"}),
+    ],
     "tokens": [TOKENS | {"start_end": True}, TOKENS | {"width": [4, 3, 5], "mix": "concat"}],
     "pair": [
         dict(frontend=DENSE, heads=2, channels=[3], kernel=3),
@@ -22,7 +31,7 @@ FRONTENDS = {
     ],
 }
 FRONTS = [{"name": name} | keywords for name, cases in FRONTENDS.items() for keywords in cases]
-PAIRED = {"pair"}  # time along two axes
+TIME_AXES = {"pair": 2, "static": 0}  # of fields where it is not the first alone
 FILLS = {"zeros": 0.0, "noise": None, "nan": float("nan"), "huge": 1e38}
 
 
@@ -40,17 +49,18 @@ def make_inputs(frontend, frames: int, rng: np.random.Generator) -> dict[str, np
         down = frontend.frames == "floor"
         samples = frames * HOP + (1 if down else -1) * int(rng.integers(HOP))
         return {"x": rng.normal(0, 0.1, samples).astype(np.float32)}
-    x = rng.normal(0, 1, (frames, CHANNELS)).astype(np.float32)
+    x = rng.normal(0, 1, (frames, *(frontend.shape if kind == "Landmarks" else (CHANNELS,)))).astype(np.float32)
     if frames > 5:
         x[2, 1] = np.nan  # a missing value is no padding
-    return {"x": x}
+    static = getattr(frontend, "static", 0)
+    return {"x": x} | ({"static": rng.normal(size=static).astype(np.float32)} if static else {})
 
 
 def pad_inputs(items: list[dict[str, np.ndarray]], size: int, fill: str) -> dict[str, torch.Tensor]:
     """Fields of all items, (B, size, ...), with what ``fill`` names in place of the zeros of collate."""
     padded, generator = {}, torch.Generator().manual_seed(size)
     for name, first in items[0].items():
-        axes = 2 if name in PAIRED else 1
+        axes = TIME_AXES.get(name, 1)
         shape = (len(items), *[size] * axes, *first.shape[axes:])
         if first.dtype.kind == "i":
             full = torch.randint(10, shape, generator=generator) if FILLS[fill] is None else torch.zeros(shape).long()

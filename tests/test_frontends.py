@@ -1,13 +1,17 @@
 """What each frontend gives, against loops and numpy, and that all of them export."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
-from frontend_inputs import FRONTS, make_inputs, pad_inputs
+from frontend_inputs import FRONTS, TIME_AXES, make_inputs, pad_inputs
+from torch.nn import functional as F
 
 from seqformer.errors import InputError
-from seqformer.model import build_part, create_backbone
+from seqformer.model import build_part, create_backbone, create_model
 from seqformer.nn.mask import mask_of
+from seqformer.nn.standardize import Standardize
 
 torch.set_num_threads(1)
 
@@ -47,7 +51,7 @@ def test_a_frontend_exports_with_dynamic_batch_and_time(part):
 
     inputs, mask = batch([21, 9])
     items, time = torch.export.Dim("items", min=1, max=64), torch.export.Dim("time", min=2, max=65_536)
-    axes = {name: {0: items, 1: time} | ({2: time} if name == "pair" else {}) for name in inputs}
+    axes = {name: {0: items} | {axis + 1: time for axis in range(TIME_AXES.get(name, 1))} for name in inputs}
     exported = torch.export.export(frontend, (inputs, mask), dynamic_shapes=(axes, {0: items, 1: time})).module()
     for frames in ([5], [7, 40, 12]):
         inputs, mask = batch(frames)
@@ -172,3 +176,159 @@ def test_pairs_that_do_not_fit_are_refused():
     ):
         with pytest.raises(InputError, match=words):
             make(options | change)
+
+
+def test_a_model_with_pairs_exports_with_dynamic_batch_and_time():
+    torch.manual_seed(0)
+    front = {"name": "pair", "frontend": DENSE, "heads": 2, "blocks": 2, "channels": [3], "scale": 1.0}
+    back = {"name": "squeezeformer", "dim": 8, "depth": 2, "heads": 2, "reduce_at": 0, "stem": "linear"}
+    back |= {"layout": "A", "positions": "alibi", "recover_at": 1}
+    model = create_model(front, back, {"name": "framewise", "vocab": 2, "loss": "mae"}).eval()
+
+    def batch(items: int, frames: int):
+        inputs = {"x": torch.randn(items, frames, 4), "pair": torch.rand(items, frames, frames)}
+        return inputs, mask_of(torch.arange(frames, frames - items, -1), frames)
+
+    items, time = torch.export.Dim("items", min=1, max=64), torch.export.Dim("time", min=5, max=1024)
+    axes = ({"x": {0: items, 1: time}, "pair": {0: items, 1: time, 2: time}}, {0: items, 1: time})
+    exported = torch.export.export(model, batch(2, 11), dynamic_shapes=axes).module()
+    for given in (batch(1, 40), batch(3, 17)):
+        torch.testing.assert_close(exported(*given), model(*given), rtol=1e-5, atol=1e-5)
+
+
+def forward_differences(x: np.ndarray, step: int) -> np.ndarray:
+    """By a loop; 0 where either value is missing or beyond the end."""
+    found = np.zeros_like(x)
+    for frame in range(len(x) - step):
+        found[frame] = np.nan_to_num(x[frame + step] - x[frame])
+    return found
+
+
+def test_dense_frames_with_what_fit_found():
+    rng = np.random.default_rng(0)
+    rows = [
+        {"x": (rng.normal(size=(frames, 3)) * [1, 0.1, 0] + [5, 1e3, 7]).astype(np.float32),
+         "static": rng.normal(3, 2, size=2).astype(np.float32)}
+        for frames in (40, 1, 25)
+    ]  # fmt: skip
+    rows[0]["x"][3:9, 0] = np.nan
+    options = {"name": "dense", "channels": 3, "static": 2, "normalize": "fold", "differences": [1, 4]}
+    frontend = build_part("frontend", options | {"clip": 1.5}).eval()
+    frontend.fit(row for row in rows)
+    joined = np.concatenate([np.c_[row["x"], np.tile(row["static"], (len(row["x"]), 1))] for row in rows]).astype(float)
+    mean, deviation = np.nanmean(joined, axis=0), np.nanstd(joined, axis=0)
+    assert deviation[2] == 0
+    deviation[2] = 1
+    np.testing.assert_allclose(frontend.standardize.mean, mean, rtol=1e-6)
+    np.testing.assert_allclose(frontend.standardize.deviation, deviation, rtol=1e-6)
+    x = np.clip((np.c_[rows[0]["x"], np.tile(rows[0]["static"], (40, 1))] - mean) / deviation, -1.5, 1.5)
+    expected = np.c_[np.nan_to_num(x), forward_differences(x[:, :3], 1), forward_differences(x[:, :3], 4)]
+    assert frontend.dim == 11
+    np.testing.assert_allclose(run(frontend, **rows[0]).x[0], expected, atol=2e-3)  # of 1e3 float32 keeps 4 digits
+    # What was fitted is part of the state; a frontend without anything to fit has no fit; a wrapper has that inside.
+    assert {"standardize.mean", "standardize.deviation"} == frontend.state_dict().keys()
+    assert not hasattr(make({"name": "dense", "channels": 3}), "fit")
+    wrapped = {"name": "pair", "heads": 1, "channels": [2]}
+    assert not hasattr(make(wrapped | {"frontend": DENSE}), "fit")
+    pair = make(wrapped | {"frontend": options})
+    pair.fit(rows)
+    np.testing.assert_array_equal(pair.frontend.standardize.mean, frontend.standardize.mean)
+
+
+def test_a_small_deviation_beside_a_large_mean():
+    arrays = [1e6 + 1e-2 * np.random.default_rng(seed).normal(size=(50, 1)) for seed in range(20)]
+    found = Standardize(1)
+    found.fit(arrays)
+    np.testing.assert_allclose(found.deviation, np.std(np.concatenate(arrays), axis=0), rtol=1e-5)
+
+
+def test_a_channel_never_seen_stays_as_it_is():
+    frontend = make({"name": "dense", "channels": 2, "normalize": "fold"})
+    x = np.array([[1, np.nan], [3, np.nan]], np.float32)
+    frontend.fit([{"x": x}])
+    assert torch.equal(run(frontend, x=[[2.0, 5.0]]).x, torch.tensor([[[0.0, 5.0]]]))
+
+
+def landmarks(frames: int, points: int, coordinates: int = 2) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    x = rng.normal(0.5, 0.2, (frames, points, coordinates)).astype(np.float32)
+    x[1:4, 2:5] = np.nan
+    x[-1, 0] = np.nan
+    return x
+
+
+def test_landmarks_of_isolated_signs():
+    """118 points, x and y, movements over 1 and 2 frames, centred on a nose: 708 channels, against numpy."""
+    x = landmarks(9, 118)
+    frontend = make({"name": "landmarks", "points": 118, "reference": 4})
+    assert frontend.dim == 708
+    nose = np.nanmean(x[:, 4], axis=0)
+    scaled = (x - nose) / np.sqrt(np.nanmean((x - nose) ** 2, axis=(0, 1)))
+    values = np.concatenate([np.nan_to_num(scaled), *(forward_differences(scaled, step) for step in (1, 2))], axis=2)
+    np.testing.assert_allclose(run(frontend, x=x).x[0], values.reshape(9, 708), atol=2e-3)
+    x[:, 4] = np.nan  # a nose that was never seen: the mean of all points instead
+    found = run(make({"name": "landmarks", "points": 118, "reference": 4, "differences": []}), x=x).x[0]
+    scaled = (x - np.nanmean(x, axis=(0, 1))) / np.nanstd(x, axis=(0, 1))
+    np.testing.assert_allclose(found, np.nan_to_num(scaled).reshape(9, 236), atol=2e-3)
+
+
+def test_parts_of_landmarks_have_their_own_scale_and_layer():
+    x = landmarks(6, 8, 3)
+    options = {"name": "landmarks", "points": 8, "coordinates": 3, "differences": []}
+    options |= {"names": [f"{name}_{index}" for name in ("left", "right") for index in range(4)]}
+    options |= {"parts": {"left": "left_*", "ends": [0, 7]}}
+    scaled = (x - np.nanmean(x, axis=(0, 1))) / np.nanstd(x, axis=(0, 1))
+    parts = []
+    for which in ([0, 1, 2, 3], [0, 7]):
+        part = scaled[:, which]
+        mean, spread = np.nanmean(part, axis=1, keepdims=True), np.nanvar(part, axis=1, keepdims=True)
+        parts.append(np.nan_to_num((part - mean) / np.sqrt(spread + 1e-5)).reshape(6, -1))
+    whole = np.nan_to_num(scaled).reshape(6, -1)
+    found = run(make(options), x=x).x[0]
+    np.testing.assert_allclose(found, np.concatenate([whole, *parts], axis=1), atol=2e-3)
+    frontend = make(options | {"width": 10})
+    linear = [(layer.linear.weight.detach().numpy().T, layer.linear.bias.detach().numpy())
+              for layer in (frontend.whole, *frontend.branches)]  # fmt: skip
+    whole, *parts = [values @ weight + bias for values, (weight, bias) in zip([whole, *parts], linear, strict=True)]
+    np.testing.assert_allclose(run(frontend, x=x).x[0], whole + np.concatenate(parts, axis=1), atol=5e-3)
+
+
+def test_the_convolution_over_points_is_torchs_with_batch_norm():
+    """Without padding our masked norms are torch's: the layer is what a public framework gives."""
+    frontend = make(
+        {"name": "landmarks", "points": 7, "coordinates": 3, "differences": [], "width": 6, "conv": 4}
+    ).train()
+    x, layer = torch.from_numpy(landmarks(12, 7, 3))[None], frontend.whole
+    found = frontend({"x": x}, torch.ones(1, 12, dtype=torch.bool)).x
+    centred = x - x.nanmean(dim=(1, 2), keepdim=True)
+    scaled = (centred / (centred.square().nanmean(dim=(1, 2), keepdim=True) + 1e-5).sqrt()).nan_to_num(nan=0.0)
+    y = layer.conv(scaled.permute(0, 3, 1, 2))
+    assert y.shape == (1, 4, 12, 4)
+    y = F.silu(F.batch_norm(y, None, None, layer.norm.weight, layer.norm.bias, training=True))
+    y = layer.linear(y.permute(0, 2, 3, 1).flatten(2)).transpose(1, 2)
+    expected = F.batch_norm(y, None, None, layer.out_norm.weight, layer.out_norm.bias, training=True).transpose(1, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"parts": {"hand": "5:9"}}, "points '5:9': expected one or more of 0 to 6"),
+        ({"parts": {"hand": []}}, "points []: expected"),
+        ({"parts": {"hand": "hand_*"}}, "no point is named like 'hand_*'"),
+        ({"reference": 7}, "points [7]: expected one or more of 0 to 6"),
+        ({"reference": 1, "standardize": False}, "reference is what standardize centres on"),
+        ({"conv": 4}, "conv needs the width"),
+        ({"width": 7, "parts": {"a": [0], "b": [1]}}, "width 7 is not a multiple of 2 parts"),
+        ({"differences": [0]}, "differences [0] must be of 1 frame or more"),
+        ({"names": ["nose"]}, "1 names for 7 points"),
+    ],
+)
+def test_landmarks_that_do_not_go_together_are_refused(change, words):
+    with pytest.raises(InputError, match=re.escape(words)):
+        make({"name": "landmarks", "points": 7} | change)
+
+
+def test_landmarks_of_another_shape_are_refused():
+    with pytest.raises(InputError, match=r"landmarks have shape \(8, 3\) a frame; expected \(8, 2\)"):
+        run(make({"name": "landmarks", "points": 8}), x=landmarks(6, 8, 3))

@@ -19,6 +19,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from seqformer.backbones.intermediates import Kept, forward_intermediates
@@ -206,7 +207,7 @@ class Encoder(nn.Module):
             if index in self.reduce_at:
                 kept.append((x, mask, table, bias))
                 x, mask = self.reductions[self.reduce_at.index(index)](x, mask)
-                table, bias = self._table(x), None if bias is None else bias[..., ::2, ::2]
+                table, bias = self._table(x), None if bias is None else _halved(bias, x.shape[1])
             if index in self.recover_at:
                 full, mask, table, bias = kept.pop()
                 x = self.recoveries[self.recover_at.index(index)](x, full)
@@ -247,6 +248,13 @@ class Encoder(nn.Module):
         if self.upsample is not None:
             x, mask = self.upsample(x, given.shape[1]), given
         return zero_padding(x, mask), mask
+
+
+def _halved(bias: Tensor, frames: int) -> Tensor:
+    """Every second query and key, (B, maps, frames, frames)."""
+    # Picked by index: export cannot see that a slice with a step is as long as a convolution with that stride.
+    kept = torch.arange(frames, device=bias.device) * 2
+    return bias.index_select(2, kept).index_select(3, kept)
 
 
 def expand(layout: str) -> str:
