@@ -119,7 +119,7 @@ def _cast(values: "polars.Series", kind: Any) -> tuple["polars.Series", "polars.
         return values, values.is_not_null()
     if wanted.is_nested() and nested:
         flat = values.to_frame("v").with_row_index("row").explode("v")
-        inner, bad = _cast(flat["v"], typing.get_args(kind)[0])
+        _, bad = _cast(flat["v"], typing.get_args(kind)[0])
         rows = flat["row"].filter(bad).unique()
         at_fault = polars.Series(range(len(values)), dtype=rows.dtype).is_in(rows.implode())
         return values.cast(wanted, strict=False) if not bad.any() else values, at_fault
