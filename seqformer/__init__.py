@@ -8,6 +8,7 @@ from seqformer.data.dataset import RowReader, SequenceDataset, draw_seed
 from seqformer.data.folder import replace_folder
 from seqformer.data.manifest import read_manifest, write_manifest
 from seqformer.data.store import Store, StoreWriter
+from seqformer.data.table import read_table
 from seqformer.data.targets import Targets
 from seqformer.errors import InputError, first_few
 from seqformer.model import SequenceModel, create_backbone, create_model, list_backbones
@@ -40,6 +41,7 @@ __all__ = [
     "read_manifest",
     "read_pcm",
     "read_pcm_files",
+    "read_table",
     "register",
     "replace_folder",
     "resample",
