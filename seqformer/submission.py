@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from seqformer.checkpoint import replacing
 from seqformer.errors import InputError, first_few, nearest
 
 if TYPE_CHECKING:
@@ -191,6 +190,8 @@ def _read_sample(path: str | Path) -> "polars.DataFrame":
 def _write(path: str | Path, chunks: "Iterator[polars.DataFrame]", schema: Mapping[str, Any]) -> None:
     """Stream tables of one schema into a file. What a chunk raises leaves the file as it was."""
     from polars.io.plugins import register_io_source
+
+    from seqformer.checkpoint import replacing  # brings safetensors, which no import of seqformer should load
 
     path, faults = Path(path), []
     kind = next((kind for ending, kind in FORMATS.items() if path.name.endswith(ending)), None)
