@@ -68,7 +68,7 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
     check_parts(config)
     table = read_manifest(config.data.manifest, config.data.where)
     kinds = {key: getattr(config.folds, key) for key in ("kind", "n", "by", "stratify", "valid")}
-    folds = assign_folds(table, **kinds, seed=config.seed)
+    folds = assign_folds(table, **kinds, seed=config.seed if config.folds.seed is None else config.folds.seed)
     splits = {name: split_rows(folds, name) for name in fold_names(folds, config.folds.use)}
     fabric = make_fabric(config.train)
     folder, table_hash = root / config.run, manifest_hash(config.data.manifest)
@@ -142,7 +142,7 @@ def check_parts(config: Run) -> None:
         "backbone": ((config.backbone,), ("in_dim", "settings")),
         "head": (tuple(head_parts(config.head).values()), ("dim",)),
         "dataset": ((config.dataset,), ("table", "targets", "rate", "seed", "augment", "training")),
-        "augment": (tuple(config.augment), ()),
+        "augment": (tuple(config.augment + config.tta), ()),
         "metric": ((config.metric,), ("predictions", "truth")),
     }
     for kind, (parts, passed) in given.items():
@@ -267,7 +267,7 @@ def finish_fold(job: FoldJob, fabric: Fabric, at: Position, seconds: float) -> N
         head, column = main_head(config.head)
         model, targets = load_fold(job.folder, config, fabric.device)
         with fabric.autocast():
-            predictions, _ = predict_dataset(model, job.valid, targets, config.data, fabric)
+            predictions, _ = predict_dataset(model, job.valid, targets, config.data, fabric, config.tta, config.seed)
         ids = [str(row_id) for row_id in job.valid.ids]
         found, truth = [predictions[head][row_id] for row_id in ids], truth_of(job.valid, targets, column)
         facts |= {
