@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from seqformer.errors import InputError, nearest
 from seqformer.frontends.features import Features, inner_frontend
-from seqformer.nn.images import Masks, drop_unused, mask_layers
-from seqformer.nn.mask import zero_padding
+from seqformer.nn.images import Masks, drop_unused, filled, mask_layers
 from seqformer.registry import register
 from seqformer.timm_import import import_timm
 
@@ -44,18 +43,19 @@ class SpectrogramCNN(nn.Module):
             raise InputError(f"spectrogram_cnn: timm has no model {model!r}; {nearest(model, timm.list_models())}")
         self.frontend = None if frontend is None else inner_frontend(frontend)
         keywords = dict(features_only=True, in_chans=channels) | ({} if stage == -1 else {"out_indices": (stage,)})
-        self.network = timm.create_model(model, pretrained=False, **keywords | (options or {}))
-        self.dim, self.masks = self.network.feature_info.channels()[-1], Masks()
+        self.masks = Masks()
         try:
+            self.network = timm.create_model(model, pretrained=False, **keywords | (options or {}))
             image = _noise(64, channels).permute(0, 3, 1, 2)
             drop_unused(self.network.eval(), image)
             self.stride, self.rates = mask_layers(self.network, image, self.masks)
             gap = _leak(self, channels)
             if not gap < 1e-6:
                 raise ValueError(f"padding changes its output by {gap:.0e} of it, by a layer not known here")
-        except (AssertionError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"spectrogram_cnn: {model} cannot be masked: {reason}; known to work: {KNOWN}") from None
+        except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split()) or f"no stage {stage}"
+            raise InputError(f"spectrogram_cnn: {model} is refused: {reason}; known to work: {KNOWN}") from None
+        self.dim = self.network.feature_info.channels()[-1]
         self.hop = self.stride * getattr(self.frontend, "hop", 1)
         self.train()
 
@@ -86,7 +86,8 @@ class SpectrogramCNN(nn.Module):
         y_BCTF = self.network(x.permute(0, 3, 1, 2))[-1]
         mask = self.masks.at[self.stride]
         self.masks.at = {}
-        return Features(zero_padding(y_BCTF.mean(dim=3).transpose(1, 2), mask), mask)
+        # Zeroed in the layout it has: of a transposed one export cannot prove the order.
+        return Features(filled(y_BCTF, mask, 0).mean(dim=3).transpose(1, 2), mask)
 
 
 @torch.no_grad()

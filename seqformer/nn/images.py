@@ -38,7 +38,7 @@ class MaskedConv2d(nn.Module):
         self.masks, self.rate = masks, rate
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _filled(x, self.masks.at[self.rate], 0)
+        x = filled(x, self.masks.at[self.rate], 0)
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
 
 
@@ -51,8 +51,8 @@ class MaskedMaxPool2d(nn.Module):
         self.rate_out = rate * _pair(pool.stride)[0]
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.pool(_filled(x, self.masks.at[self.rate], -torch.inf))
-        return _filled(y, self.masks.at[self.rate_out], 0)
+        y = self.pool(filled(x, self.masks.at[self.rate], -torch.inf))
+        return filled(y, self.masks.at[self.rate_out], 0)
 
 
 class MaskedBatchNorm2d(nn.Module):
@@ -85,7 +85,8 @@ class MaskedSqueezeExcite(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         mask = self.masks.at[self.rate]
         count = (lengths_of(mask) * x.shape[3]).clamp(min=1)[:, None, None, None]
-        mean = (_filled(x, mask, 0).float().sum(dim=(2, 3), keepdim=True) / count).to(x.dtype)
+        total = filled(x, mask, 0).sum(dim=(2, 3), keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
+        mean = (total / count).to(x.dtype)
         for name in self.steps:
             mean = self.get_submodule(name)(mean)
         return x * self.gate(mean)
@@ -179,6 +180,6 @@ def _pair(value):
     return value if isinstance(value, tuple) else (value, value)
 
 
-def _filled(x: Tensor, mask: Tensor, value: float) -> Tensor:
+def filled(x: Tensor, mask: Tensor, value: float) -> Tensor:
     """x (B, C, T, F) with ``value`` in padded frames."""
     return x.masked_fill(~mask[:, None, :, None], value)
