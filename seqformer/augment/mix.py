@@ -27,6 +27,7 @@ class Mixer:
     """
 
     def __init__(self, parts: list[dict[str, Any]], columns: Mapping[str, list], classes: Mapping[str, int]):
+        self.made_of = parts, columns, classes
         self.entries, rows = [], len(next(iter(columns.values()), []))
         for part in parts:
             name = named("mix", part)["name"]
@@ -39,6 +40,9 @@ class Mixer:
             self.entries.append((create("mix", name, **given), p, members))
         softens = any(getattr(mix, "softens", False) for mix, _, _ in self.entries)
         self.classes = dict(classes) if softens else {}
+
+    def __reduce__(self):
+        return Mixer, self.made_of  # a mix is a function inside a function, made again in a spawned worker
 
     def __call__(self, read: Callable[[int], Example], index: int, rng: np.random.Generator) -> Example:
         example = self._soften(read(index))
