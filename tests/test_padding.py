@@ -38,7 +38,7 @@ HEADS = {
         {"pooling": "max", "loss": "bce"},
     ],
     "ctc": [{}],
-    "decoder": [{"dropout": 0.0, "heads": 1, "layers": 1, "max_units": 70, "reverse": True, "smoothing": 0.1}],
+    "decoder": [{"dropout": 0.0, "heads": 1, "layers": 1, "max_units": 3, "reverse": True, "smoothing": 0.1}],
     "framewise": [
         {"loss": "classes", "gru": 1},
         {"loss": "mae", "weights": "trust"},
@@ -89,7 +89,7 @@ def make_target(rng: np.random.Generator, key: str, head, frames: int) -> np.nda
     """A target of one head: class, shares of classes, units, or classes or values of frames."""
     kind, vocab = getattr(head, "kind", "values"), head.linear.out_features
     if key.startswith(("ctc", "decoder")):
-        return rng.integers(1, vocab, rng.integers(frames // 2 + 1))
+        return rng.integers(1, vocab, rng.integers(min(frames // 2, getattr(head, "max_units", frames)) + 1))
     if kind == "kl":
         return rng.dirichlet(np.ones(vocab))
     if key.startswith("classify"):
