@@ -189,12 +189,15 @@ def _macro_f1(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def _area(scores: np.ndarray, wanted: np.ndarray) -> float:
-    """Area under the ROC curve of one column, NaN where there are not both a 0 and a 1 in the truth."""
-    from sklearn.metrics import roc_auc_score
-
+    """Area under the ROC curve of one column by ranks, NaN where there are not both a 0 and a 1 in the truth."""
     scored = wanted >= 0  # NaN is not
-    known = np.unique(wanted[scored])
-    return float(roc_auc_score(wanted[scored], scores[scored])) if len(known) == 2 else float("nan")
+    ones = wanted[scored] > 0
+    pairs = int(ones.sum()) * int((~ones).sum())
+    if not pairs:
+        return float("nan")
+    _, place, counts = np.unique(scores[scored], return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]  # equal scores share the middle of their ranks
+    return float((ranks[ones].sum() - ones.sum() * (ones.sum() + 1) / 2) / pairs)
 
 
 def _columns(values: Sequence) -> np.ndarray:
