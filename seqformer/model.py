@@ -18,6 +18,7 @@ from seqformer.registry import check_type, create, lookup, named, names
 class SequenceModel(nn.Module):
     """``model(inputs, mask)`` -> {head: logits}; with ``targets`` and ``weight`` -> {"loss": ..., head: its loss}.
 
+    ``logits`` names a head whose logits and mask are wanted beside the losses, as ``found["logits"]``.
     Training goes through ``forward`` too, so that data parallel wrappers and the compiler see it. ``weights`` are the
     shares of the heads in the total loss; ``blocks`` says which block a head reads, where that is not the last.
     """
@@ -42,6 +43,7 @@ class SequenceModel(nn.Module):
         mask: Tensor,
         targets: dict[str, Tensor] | None = None,
         weight: Tensor | None = None,
+        logits: str | None = None,
     ) -> dict[str, Tensor]:
         features = self.frontend(inputs, mask)
         keep = self._wanted()
@@ -53,6 +55,8 @@ class SequenceModel(nn.Module):
         for name, head in self.heads.items():
             if hasattr(head, "infeasible"):
                 found["infeasible"] = head.infeasible(read[name][1], targets[head.target]).sum()
+        if logits is not None:
+            found["logits"] = self.heads[logits](*read[logits]), read[logits][1]
         return found
 
     def _wanted(self) -> dict[str, dict]:
