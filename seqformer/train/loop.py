@@ -144,44 +144,51 @@ class FoldTrainer:
             parameters["lr"] = lr * parameters["lr_scale"]
         if self.buffers:
             torch._foreach_copy_(self.before, self.buffers)
-        items = self.all_ranks(sum(float(batch.weight.sum()) for batch in group))
-        loss, infeasible = self.backward(group, items)
-        if train.awp and self.at.epoch >= train.awp.from_epoch:
-            with perturbed(self.job.model, train.awp):
-                self.optimizer.zero_grad(set_to_none=True)
-                self.backward(group, items)
+        items, loss, infeasible = self.all_ranks(sum(float(batch.weight.sum()) for batch in group)), 0.0, 0
+        asked = {"logits": self.job.teacher.head} if self.job.teacher else {}
+        for clean in self.passes():
+            for index, batch in enumerate(group):
+                batch = batch.to(fabric.device)
+                with fabric.no_backward_sync(self.model, enabled=index + 1 < len(group)):
+                    found = self.model(batch.inputs, batch.mask, batch.targets, batch.weight, **asked)
+                    # Each batch counts by its items, so that accumulation and processes add up to one large batch.
+                    share = self.total(found, batch) * (batch.weight.sum() / max(items, 1e-8))
+                    fabric.backward(share * fabric.world_size)
+                if clean:
+                    loss += share.detach()
+                    infeasible += found.get("infeasible", 0)
         limit = train.clip or math.inf
         norm = fabric.clip_gradients(self.model, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         self.update(group, float(norm))
         self.at.batch, self.at.step = self.at.batch + len(group), self.at.step + 1
         values = self.measured(work, start) | {
-            "loss": self.all_ranks(loss), "lr": lr, "grad_norm": float(norm), "infeasible": infeasible
+            "loss": self.all_ranks(float(loss)), "lr": lr, "grad_norm": float(norm), "infeasible": int(infeasible)
         }  # fmt: skip
         self.meter.add(**values)
         self.job.log.record(fold=self.job.name, epoch=self.at.epoch, step=self.at.step, **values)
         return values
 
-    def backward(self, group: list[Batch], items: float) -> tuple[float, int]:
-        """Gradient of the mean loss over the ``items`` of all processes; the share of the loss that is of this one's.
+    def passes(self) -> Iterator[bool]:
+        """Passes over the batches of a step, True for the first, a second one only where weights are perturbed.
 
-        The same draws of dropout and noise every time for one step. Infeasible targets are counted beside it.
+        Both have the same draws of dropout and noise. (A generator, as ``work``.)
         """
-        at, fabric, teacher, loss, infeasible = self.at, self.fabric, self.job.teacher, 0.0, 0
-        torch.manual_seed(draw_seed(self.config.seed, self.job.key, at.epoch, at.batch, fabric.global_rank))
-        asked = {"logits": teacher.head} if teacher else {}
-        for index, batch in enumerate(group):
-            batch = batch.to(fabric.device)
-            with fabric.no_backward_sync(self.model, enabled=index + 1 < len(group)):
-                found = self.model(batch.inputs, batch.mask, batch.targets, batch.weight, **asked)
-                if teacher:
-                    with fabric.autocast():
-                        found["loss"] = teacher.loss(found, batch)
-                # Each batch counts by its items, so that accumulation and processes add up to one large batch.
-                share = batch.weight.sum() / max(items, 1e-8)
-                fabric.backward(found["loss"] * share * fabric.world_size)
-            loss += found["loss"].detach() * share
-            infeasible += found.get("infeasible", 0)
-        return float(loss), int(infeasible)
+        at, awp, rank = self.at, self.config.train.awp, self.fabric.global_rank
+        seed = draw_seed(self.config.seed, self.job.key, at.epoch, at.batch, rank)
+        torch.manual_seed(seed)
+        yield True
+        if awp and at.epoch >= awp.from_epoch:
+            with perturbed(self.job.model, awp):
+                self.optimizer.zero_grad(set_to_none=True)
+                torch.manual_seed(seed)
+                yield False
+
+    def total(self, found: dict[str, Any], batch: Batch) -> torch.Tensor:
+        """The loss to minimise: the model's own, or what is left of it beside the distance to a teacher."""
+        if self.job.teacher is None:
+            return found["loss"]
+        with self.fabric.autocast():
+            return self.job.teacher.loss(found, batch)
 
     def update(self, group: list[Batch], norm: float) -> None:
         """Move the weights, unless the gradient is not finite: then skip and name the batch, and stop if it goes on.
