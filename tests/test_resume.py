@@ -217,12 +217,13 @@ def test_with_sampling_averages_adversary_and_teacher(server, tiny, tmp_path):
     first, plain = everything(tiny, tmp_path)
     server.train(first, tmp_path)
     calls = count_calls(server, plain, tmp_path / "whole")
-    wanted = outcome(tmp_path / "whole" / "tiny"), calls
-    assert json.loads(wanted[0]["fold0/last/state.json"])["averages"] == 3
+    wanted = outcome(tmp_path / "whole" / "tiny")
+    assert json.loads(wanted["fold0/last/state.json"])["averages"] == 3
     steps = []
-    for workers, part in ((0, 0.35), (2, 0.7)):
-        changed = change(plain, data__workers=workers)
-        killed, step, wrong = resumed(server, changed, tmp_path / str(part), wanted, call=round(part * calls))
-        assert killed and not wrong, f"killed before call {round(part * calls)} of {calls}"
-        steps.append(step)
+    for workers, part in ((0, 0.35), (2, 0.7)):  # of the loader when the run goes on
+        root = tmp_path / str(part)
+        assert server.kill(plain, root, call=round(part * calls))
+        steps.append(check_newest(root / "tiny", root / "copy"))
+        server.train(change(plain, data__workers=workers), root)
+        assert not differing(root / "tiny", wanted)
     assert 0 < steps[0] < steps[1]
