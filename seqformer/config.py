@@ -26,13 +26,13 @@ class Data:
     """Where the rows are and how they are batched; budgets are padded lengths, in seconds or in frames as read."""
 
     manifest: str
-    pseudo: list[str] = field(default_factory=list)  # manifests of `seqformer pseudo`: more rows to train on, by fold
     where: dict[str, Any] = field(default_factory=dict)  # keep rows by {column: value or list of values}
     max_seconds: float | None = None  # longer rows are not trained on (counted in the log), but always validated
     batch_seconds: float | None = None
     batch_frames: int | None = None
     max_items: int = 512
     workers: int = 0
+    pseudo: list[str] = field(default_factory=list)  # manifests of `seqformer pseudo`: more rows to train on, by fold
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from seqformer.config import Run, Train, build_config, read_config, write_config
 from seqformer.data.dataset import draw_seed
 from seqformer.data.folds import assign_folds, fold_names, split_rows
 from seqformer.data.manifest import manifest_hash, read_manifest
+from seqformer.data.provenance import check_own_targets, join_rows, pseudo_rows
 from seqformer.data.sampler import frame_budget, padding_share, plan_batches
 from seqformer.data.targets import Targets, Units, fit_targets
 from seqformer.data.text import unknown_symbols
@@ -70,8 +71,12 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
     kinds = {key: getattr(config.folds, key) for key in ("kind", "n", "by", "stratify", "valid")}
     folds = assign_folds(table, **kinds, seed=config.seed if config.folds.seed is None else config.folds.seed)
     splits = {name: split_rows(folds, name) for name in fold_names(folds, config.folds.use)}
+    check_own_targets(table, folds)
+    labels = config.data.pseudo, table, folds
+    by = config.folds.by if "group" in config.folds.kind else None
+    extra = {name: pseudo_rows(*labels, name, main_head(config.head)[1], by) for name in splits}
     fabric = make_fabric(config.train)
-    folder, table_hash = root / config.run, manifest_hash(config.data.manifest)
+    folder, table_hash = root / config.run, manifest_hash(config.data.manifest, *config.data.pseudo)
     if not accept_changes:
         refuse_changes(folder, plain, table_hash)
     first = fabric.global_rank == 0
@@ -85,7 +90,7 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
                 continue
             started = time.perf_counter()
             key = int(folds.max()) + 1 if name == "full" else int(name)
-            job = prepare_fold(config, name, key, fold, table, train, valid, log)
+            job = prepare_fold(config, name, key, fold, table, train, valid, log, extra[name])
             if first:
                 fold.mkdir(parents=True, exist_ok=True)
                 write_file(folder / "manifest_hash", table_hash + "\n")
@@ -192,8 +197,12 @@ def prepare_fold(
     train: np.ndarray,
     valid: np.ndarray,
     log: RunLog,
+    extra: "polars.DataFrame | None" = None,
 ) -> FoldJob:
-    """Fit the targets on the fold's training rows, and make its model and datasets; nothing is written."""
+    """Fit the targets on the fold's training rows, and make its model and datasets; nothing is written.
+
+    ``extra`` are pseudo-labelled rows to train on beside them.
+    """
     train_rows, valid_rows = keep_short(table[train], config, name, log), table[valid]
     columns = list(dict.fromkeys(head_target(part) for part in head_parts(config.head).values()))
     if trained(folder):
@@ -207,7 +216,8 @@ def prepare_fold(
     report_features(config, getattr(model.backbone, "features", {}), name, log)
     rate = getattr(model.frontend, "rate", None)
     augment = Augment(config.augment) if config.augment else None
-    data = make_dataset(config, train_rows, targets, rate, augment=augment, training=True)
+    all_rows = join_rows(train_rows, None if extra is None else keep_short(extra, config, name, log))
+    data = make_dataset(config, all_rows, targets, rate, augment=augment, training=True)
     frames = data.frames(0)
     plan = plan_batches(frames, frame_budget(config.data, data.rate), config.data.max_items, [config.seed, key])
     parameters = sum(parameter.numel() for parameter in model.parameters())
