@@ -57,7 +57,7 @@ def check_comparable(runs: list[OutOfFold]) -> None:
     check_alike([run.run for run in runs])
     first, here = runs[0], runs[0].run.folder
     if isinstance(first.predictions[0], str):
-        raise InputError(f"{here} predicts texts, and texts have no mean; predict with both")
+        raise InputError(f"{here} predicts texts, which have no mean; predict with both runs")
     for run in runs[1:]:
         there = run.run.folder
         if run.ids != first.ids:
@@ -75,7 +75,7 @@ def check_comparable(runs: list[OutOfFold]) -> None:
 
 
 class Blend:
-    """Predictions of several runs for the same rows, each (..., ) or (T, ...), and the metric of their weighted mean."""
+    """Predictions of several runs for the same rows, (...) or (T, ...) each, and the metric of their weighted mean."""
 
     def __init__(self, predictions: list[list], truth: list, metric: dict[str, Any]):
         first = [np.asarray(value) for value in predictions[0]]

@@ -185,6 +185,11 @@ def build_config(plain: dict[str, Any], where: str = "config") -> Run:
     for kind in PLUGGABLE:
         _check_named(kind, getattr(run, kind), where)
     _check_named("augment", run.tta, where)
+    for part in run.tta:
+        if "p" in part:
+            raise InputError(
+                f"{where}: tta: {part['name']!r} has p {part['p']}; there, every transform is always applied"
+            )
     run = dataclasses.replace(run, backbone=named("backbone", run.backbone))
     if not re.fullmatch(r"[\w.-]+", run.run) or run.run.startswith("."):
         raise InputError(f"{where}: run {run.run!r} must be a plain folder name: letters, digits, '_', '-', '.'")

@@ -100,8 +100,8 @@ def _fold_rows(path, table, folds, name, target, group) -> "polars.DataFrame":
     wanted = trained_on(table["id"], folds, name)
     foreign = own.filter(own["labelled_on"] != wanted)
     if foreign.height:
-        raise InputError(f"{path}: {foreign.height} rows of fold {name} were labelled by a model that was trained on other "
-                         f"rows ({foreign['labelled_by'][0]}): {first_few(foreign['labelled_id'])}")  # fmt: skip
+        raise InputError(f"{path}: {foreign.height} labels of fold {name} are of a model trained on other rows "
+                         f"({foreign['labelled_by'][0]}): {first_few(foreign['labelled_id'])}")  # fmt: skip
     held_out = table.filter(folds == int(name))
     _refuse_validated(path, own, held_out, name, group)
     return own
