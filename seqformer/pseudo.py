@@ -37,33 +37,39 @@ def label_rows(
     found, low, grouped = [], 0, 0
     for folder in run.names:
         name = folder.removeprefix("fold")
-        asked = table if name not in groups else table.filter(~groups[name])
+        asked = table.filter(~groups[name]) if name in groups else table
         grouped += table.height - asked.height
         if not asked.height:
             continue
-        predictions = run.predict_fold(folder, asked, tta)
-        encoder = load_targets(run.folder / folder).encoders[main_head(run.config.head)[1]]
-        labels = [_label(encoder, predictions[row_id]) for row_id in asked["id"]]
-        confidence = polars.Series([sure for _, sure in labels], dtype=polars.Float64)
-        if threshold and confidence.null_count():
+        labelled = _label_fold(run, folder, asked, column, tta)
+        if threshold and labelled["confidence"].null_count():
             raise InputError(f"--threshold is for probabilities of classes; the target {column!r} has none")
-        weight = polars.col("weight") if "weight" in asked.columns else polars.lit(1.0)
-        labelled = asked.with_columns(
-            polars.Series(column, [label for label, _ in labels]),
-            id=polars.col("id") + f"@{folder}",
-            weight=weight * confidence.fill_null(1.0),
-            confidence=confidence,
-            labelled_id=polars.col("id"),
-            labelled_by=polars.lit(f"{run.config.run}/{folder}"),
-            labelled_fold=polars.lit(name),
-            labelled_on=polars.lit(trained_on(rows["id"], rows["fold"].to_numpy(), name)),
-        )
-        kept = labelled.filter(confidence.fill_null(1.0) >= threshold)
+        kept = labelled.filter(labelled["confidence"].fill_null(1.0) >= threshold)
         low += labelled.height - kept.height
-        found.append(kept)
+        proof = trained_on(rows["id"], rows["fold"].to_numpy(), name)
+        found.append(kept.with_columns(labelled_fold=polars.lit(name), labelled_on=polars.lit(proof)))
     if not sum(part.height for part in found):
         raise InputError(f"no label is left: {low} are below the threshold {threshold}, {grouped} of validated groups")
     return polars.concat(found), low, grouped
+
+
+def _label_fold(run: TrainedRun, folder: str, table: "polars.DataFrame", column: str, tta: bool) -> "polars.DataFrame":
+    """The rows with one fold's labels, confidence, weight, and ids of their own."""
+    import polars
+
+    predictions = run.predict_fold(folder, table, tta)
+    encoder = load_targets(run.folder / folder).encoders[main_head(run.config.head)[1]]
+    labels = [_label(encoder, predictions[row_id]) for row_id in table["id"]]
+    confidence = polars.Series([sure for _, sure in labels], dtype=polars.Float64)
+    weight = polars.col("weight") if "weight" in table.columns else polars.lit(1.0)
+    return table.with_columns(
+        polars.Series(column, [label for label, _ in labels]),
+        id=polars.col("id") + f"@{folder}",
+        weight=weight * confidence.fill_null(1.0),
+        confidence=confidence,
+        labelled_id=polars.col("id"),
+        labelled_by=polars.lit(f"{run.config.run}/{folder}"),
+    )
 
 
 def own_targets(

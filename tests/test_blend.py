@@ -157,3 +157,20 @@ def test_seeds_share_their_folds(program, tmp_path):
     for seeds in ("1,1", "one", ""):
         code, _, err = program("train", tmp_path / "c.yaml", "--root", tmp_path, "--seeds", seeds)
         assert code == 2 and "such as 0,1,2" in err
+
+
+class Texts:
+    """Stands for a run that predicts texts."""
+
+    def __init__(self, votes: list[str]):
+        self.found = {"r": votes}
+
+    def votes(self, table, tta: bool) -> dict[str, list]:
+        return self.found
+
+
+def test_several_runs_of_texts_have_a_consensus_of_all_folds(monkeypatch):
+    """The run with three folds alike is outvoted by four folds of another: folds vote, not runs."""
+    monkeypatch.setattr("seqformer.ensemble.check_alike", lambda runs: None)
+    found = Ensemble([Texts(["a b c"] * 3), Texts(["x y z"] * 4)]).predict(None)
+    assert found == {"r": "x y z"}

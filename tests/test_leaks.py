@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import polars
 import pytest
-from small_runs import ROWS, small, train, write_rows
+from small_runs import LEVELS, ROWS, small, train, write_rows
 
 from seqformer import InputError, read_manifest, write_manifest
 from seqformer.blend import blend_runs
+from seqformer.config import write_config
 from seqformer.ensemble import Ensemble, read_blend
 from seqformer.oof import read_out_of_fold
 from seqformer.predict import TrainedRun
@@ -283,3 +284,45 @@ def test_own_targets_are_the_metric_of_each_row(world, tmp_path):
         assert row["score"] == float(max(range(3), key=found["prediction"].__getitem__) == found["truth"])
     write_manifest(own(world), tmp_path / "own.parquet")
     assert own_targets(read_out_of_fold(world.a), world.table)["oof"].dtype == polars.Array(polars.Float32, 3)
+
+
+def test_the_program_labels_and_trains(world, program, tmp_path):
+    """From one run's labels to the next run; its folder remembers the labels and is refused with others."""
+    world.new.write_parquet(tmp_path / "new.parquet")
+    labels = tmp_path / "labels.parquet"
+    code, out, err = program("pseudo", world.a, tmp_path / "new.parquet", labels, "--threshold", "0.34")
+    assert code == 0 and "labels of 10 rows by 3 folds" in out, err
+    plain = small(world.rows, run="next")
+    plain["data"] = plain["data"] | {"pseudo": [str(labels)]}
+    (tmp_path / "c.yaml").write_text(write_config(plain))
+    code, out, err = program("train", tmp_path / "c.yaml", "--root", tmp_path)
+    count = polars.read_parquet(labels).filter(polars.col("labelled_fold") == "0").height
+    assert code == 0 and f"fold 0: {16 + count} examples to train on, 8 rows to validate on" in out, err
+    assert set(polars.read_parquet(tmp_path / "next" / "oof.parquet")["id"]) == set(world.table["id"])
+    read_manifest(labels)[:-1].write_parquet(labels)
+    code, _, err = program("train", tmp_path / "c.yaml", "--root", tmp_path)
+    assert code == 2 and "was made with another" in err and err.count("\n") == 1
+
+
+def test_the_program_makes_targets_of_a_second_stage(world, program, tmp_path):
+    code, out, err = program("pseudo", world.a, world.rows, tmp_path / "own.parquet", "--metric", "--column", "sure")
+    assert code == 0 and "24 rows with out-of-fold targets" in out, err
+    heads = {"classify": {"name": "classify"}, "sure": {"name": "classify", "target": "right", "weight": 0.1}}
+    table = read_manifest(tmp_path / "own.parquet").rename({"sure_labelled_on": "right_labelled_on"})
+    study(world, tmp_path, table=table.with_columns(right=polars.col("sure") > 0), head=heads)
+    for options in (("--own", "--column", "label"), ()):
+        code, _, err = program("pseudo", world.a, world.rows, tmp_path / "x.parquet", *options)
+        assert code == 2 and "the rows have a column 'label' already" in err and err.count("\n") == 1
+        assert not (tmp_path / "x.parquet").exists()
+
+
+def test_values_have_no_threshold(world, tmp_path):
+    """The spread over folds, which could be one, would let a fold's validated rows choose its labels."""
+    run = TrainedRun(train(tmp_path, small(world.rows, run="levels", **LEVELS)))
+    new = world.new.drop("level")
+    with pytest.raises(InputError, match="--threshold is for probabilities of classes; the target 'level' has none"):
+        label_rows(run, new, threshold=0.5)
+    labels, _, _ = label_rows(run, new)
+    assert labels["level"].dtype == polars.List(polars.Float64)
+    assert (labels["level"].list.len() == labels["frames"]).all() and labels["confidence"].null_count() == 30
+    study(world, tmp_path, labels, **LEVELS)
