@@ -119,6 +119,11 @@ def test_a_config_with_tta(world, program, tmp_path):
     wanted = predicted(run, table, [{"name": "test_backwards"}])
     assert all(np.array_equal(with_it[row], wanted[row]) for row in wanted)
     assert all(np.array_equal(without[row], value) for row, value in predicted(run, table, []).items())
+    table.write_parquet(tmp_path / "new.parquet")
+    for option, kept in (("--tta", with_it), ("--no-tta", without)):
+        assert program("predict", run.folder, tmp_path / "new.parquet", tmp_path / "o.parquet", option)[0] == 0
+        for row in polars.read_parquet(tmp_path / "o.parquet").iter_rows(named=True):
+            np.testing.assert_allclose(row["prediction"], kept[row["id"]], atol=1e-6)
     oof = polars.read_parquet(run.folder / "oof.parquet")
     rows = read_manifest(run.config.data.manifest).filter(polars.col("id").is_in(oof["id"].implode()))
     again = run.predict(rows)
