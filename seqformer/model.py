@@ -1,6 +1,6 @@
 """SequenceModel: frontend -> backbone -> heads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from fnmatch import fnmatch
 from inspect import Parameter, signature
 from typing import Any
@@ -14,12 +14,16 @@ import seqformer.heads  # noqa: F401  importing these registers their names
 from seqformer.errors import InputError
 from seqformer.registry import check_type, create, lookup, named, names
 
+OF_THE_MODEL = ("weight", "at", "train_only")  # keywords of a head's entry that are not the head's own
+
 
 class SequenceModel(nn.Module):
     """``model(inputs, mask)`` -> {head: logits}; with ``targets`` and ``weight`` -> {"loss": ..., head: its loss}.
 
     Training goes through ``forward`` too, so that data parallel wrappers and the compiler see it. ``weights`` are the
-    shares of the heads in the total loss; ``blocks`` says which block a head reads, where that is not the last.
+    shares of the heads in the total loss; ``blocks`` says which block a head reads, where that is not the last;
+    heads in ``train_only`` have a loss in ``forward`` and nothing else. A head with ``weights`` is trained with the
+    batch's weight times those of that column, where NaN is 0.
     """
 
     def __init__(
@@ -29,10 +33,11 @@ class SequenceModel(nn.Module):
         heads: dict[str, nn.Module],
         weights: dict[str, float],
         blocks: dict[str, int] | None = None,
+        train_only: Collection[str] = (),
     ):
         super().__init__()
         self.frontend, self.backbone, self.heads = frontend, backbone, nn.ModuleDict(heads)
-        self.weights, self.blocks = weights, blocks or {}
+        self.weights, self.blocks, self.train_only = weights, blocks or {}, frozenset(train_only)
         self.parts: dict[str, Any] | None = None  # what create_model was given, to be made again from
         self.tokenizer = None  # of a checkpoint with one: units -> text
 
@@ -47,13 +52,17 @@ class SequenceModel(nn.Module):
         keep = self._wanted()
         read = self._read(self.backbone(features.x, features.mask, features.bias, **keep), **keep)
         if targets is None:
-            return {name: head(*read[name]) for name, head in self.heads.items()}
-        losses = {name: head.loss(*read[name], targets[head.target], weight) for name, head in self.heads.items()}
+            return {name: head(*read[name]) for name, head in self._lasting()}
+        losses = {name: head_loss(head, *read[name], targets, weight) for name, head in self.heads.items()}
         found = {"loss": sum(self.weights[name] * loss for name, loss in losses.items())} | losses
         for name, head in self.heads.items():
             if hasattr(head, "infeasible"):
                 found["infeasible"] = head.infeasible(read[name][1], targets[head.target]).sum()
         return found
+
+    def _lasting(self) -> list[tuple[str, nn.Module]]:
+        """Names and heads that are there after training too."""
+        return [(name, head) for name, head in self.heads.items() if name not in self.train_only]
 
     def _wanted(self) -> dict[str, dict]:
         """The backbone's keyword for blocks that heads read, and nothing where all read the last."""
@@ -77,27 +86,39 @@ class SequenceModel(nn.Module):
         features = self.frontend(batch.inputs, batch.mask)
         keep = self._wanted()
         read = self._read(self.backbone(features.x, features.mask, features.bias, **keep), **keep)
-        found = {name: head.predict(*read[name]) for name, head in self.heads.items()}
+        found = {name: head.predict(*read[name]) for name, head in self._lasting()}
         if not batch.targets:
             return found, None
         losses = (
-            self.weights[name] * head.loss(*read[name], batch.targets[head.target], batch.weight)
-            for name, head in self.heads.items()
+            self.weights[name] * head_loss(head, *read[name], batch.targets, batch.weight)
+            for name, head in self._lasting()
         )
         return found, sum(losses)
+
+
+def head_loss(
+    head: nn.Module, x: Tensor, mask: Tensor, targets: dict[str, Tensor], weight: Tensor | None = None
+) -> Tensor:
+    """A head's loss, with the batch's weight (B,) times the weights of the head's own column, if it names one."""
+    column = getattr(head, "weights", None)
+    if column is not None:
+        own = targets[column].float().nan_to_num(nan=0.0).clamp(min=0)  # padding is NaN, of whole numbers -1
+        weight = own if weight is None else own * weight.float().reshape(-1, *[1] * (own.dim() - 1))
+    return head.loss(x, mask, targets[head.target], weight)
 
 
 def create_model(frontend: dict[str, Any], backbone: dict[str, Any], head: dict[str, Any]) -> SequenceModel:
     """Build a model of registered parts, each ``{"name": ..., keyword: value}``.
 
     ``head`` is one such part or several, {their name: part}, each with an optional ``weight`` in the loss and ``at``,
-    the number of the block that it reads in place of the last (an auxiliary, or intermediate, head). Widths are passed
-    along: the frontend's to the backbone, the backbone's to the heads. Raises InputError on an unknown name
-    or keyword or a value of the wrong type.
+    the number of the block that it reads in place of the last (an auxiliary, or intermediate, head), and
+    ``train_only``: true, where it shall shape the rest in training and predict nothing. Widths are passed along: the
+    frontend's to the backbone, the backbone's to the heads. Raises InputError on an unknown name or keyword or a value
+    of the wrong type, and when the first head, the one that is scored, is only for training.
     """
     front = build_part("frontend", frontend)
     body = build_part("backbone", backbone, in_dim=front.dim)
-    model = SequenceModel(front, body, *_build_heads(head, body))
+    model = SequenceModel(front, body, *_build_heads(head, body), _train_only(head))
     if not hasattr(body, "part"):  # that of a checkpoint's has its own architecture, not the path it was read from
         body.part = backbone | {"in_dim": front.dim}
     own = {key: value for key, value in body.part.items() if key != "in_dim"}
@@ -111,7 +132,7 @@ def _build_heads(
     """Heads, their shares of the loss, and the blocks that those with an ``at`` read."""
     heads, weights, blocks = {}, {}, {}
     for key, part in head_parts(head).items():
-        keywords = {word: value for word, value in part.items() if word not in ("weight", "at")}
+        keywords = {word: value for word, value in part.items() if word not in OF_THE_MODEL}
         weights[key], width = float(part.get("weight", 1.0)), body.dim
         if hasattr(nn.ModuleDict, key):
             raise InputError(f"head {key}: the name is taken by torch; choose another")
@@ -122,6 +143,17 @@ def _build_heads(
             blocks[key], width = number, getattr(body, "dims", [body.dim] * known)[number]
         heads[key] = build_part("head", keywords, dim=width)
     return heads, weights, blocks
+
+
+def _train_only(head: dict[str, Any]) -> list[str]:
+    """Names of the heads that are for training only."""
+    parts = head_parts(head)
+    only = [
+        key for key, part in parts.items() if check_type(part.get("train_only", False), bool, f"head {key}.train_only")
+    ]
+    if next(iter(parts)) in only:
+        raise InputError(f"head {only[0]}: train_only is true of the head that is scored; give another first")
+    return only
 
 
 def head_parts(head: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -3,11 +3,12 @@
 from typing import Literal
 
 import numpy as np
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from seqformer.nn.feedforward import Activation, hidden_layer
+from seqformer.nn.losses import ValueLoss, class_loss
 from seqformer.nn.mask import lengths_of
+from seqformer.nn.recurrent import GRU
 from seqformer.registry import register
 
 
@@ -15,10 +16,12 @@ from seqformer.registry import register
 class Framewise(nn.Module):
     """x (B, T, D) -> logits (B, T, vocab), for a backbone of stride 1.
 
-    ``classes``: targets (B, T) are class numbers, -1 not scored, cross-entropy. ``values``: targets (B, T, vocab) are
-    numbers, NaN not scored, mean absolute error (``mae``) or squared error (``mse``). ``focal`` weighs the
-    cross-entropy of a class by (1 - p)^focal (Lin et al. 2017); ``hidden`` puts a linear layer of that width, without
-    activation, before the last (the auxiliary heads of the Switchboard hybrid).
+    ``classes``: targets (B, T) are class numbers, -1 not scored, or (B, T, vocab) shares of the classes, NaN not
+    scored; cross-entropy with label ``smoothing`` and ``focal``. Any other ``loss``: targets (B, T, vocab) are
+    numbers, NaN not scored, and the options those of ValueLoss; with ``confidence`` logits are (B, T, 2 vocab).
+    Frames pass ``gru`` bidirectional layers, a ``hidden`` linear layer of that width with an ``activation`` (without
+    one: the auxiliary heads of the Switchboard hybrid), and the last linear layer; ``dropout`` is of what enters the
+    GRU, or the last layer where there is no GRU. ``weights`` names a column of weights per item, frame or value.
     """
 
     def __init__(
@@ -26,42 +29,52 @@ class Framewise(nn.Module):
         dim: int,
         vocab: int,
         target: str = "labels",
-        loss: Literal["classes", "mae", "mse"] = "classes",
+        loss: Literal["classes", "mae", "mse", "huber", "mcrmse", "bce"] = "classes",
         focal: float = 0.0,
+        smoothing: float = 0.0,
+        delta: float = 1.0,
+        clip: tuple[float, float] | None = None,
+        beyond: bool = False,
+        confidence: float = 0.0,
+        gru: int = 0,
         hidden: int | None = None,
+        activation: Activation = "none",
+        dropout: float = 0.0,
+        weights: str | None = None,
     ):
         super().__init__()
-        self.target, self.kind, self.focal = target, loss, focal
-        self.hidden = nn.Identity() if hidden is None else nn.Linear(dim, hidden)
-        self.linear = nn.Linear(hidden or dim, vocab)
+        if loss == "classes" and (clip is not None or beyond or confidence):
+            raise ValueError("clip, beyond and confidence are of a loss of values, not of classes")
+        self.target, self.weights, self.kind = target, weights, loss
+        self.focal, self.smoothing = focal, smoothing
+        self.values = None
+        if loss != "classes":
+            self.values = ValueLoss(loss, delta, clip, beyond, confidence, smoothing, focal)
+        self.gru = GRU(dim, gru) if gru else None
+        self.hidden = hidden_layer(dim, hidden, activation)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(hidden or dim, vocab * (self.values.columns if self.values else 1))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        return self.linear(self.hidden(x))
+        if self.gru is None:
+            return self.linear(self.dropout(self.hidden(x)))
+        return self.linear(self.hidden(self.gru(self.dropout(x), mask)))
 
     def loss(self, x: Tensor, mask: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
         """Weighted mean over all scored frames of the batch, float32; 0 when none is scored.
 
-        Raises ValueError when targets and frames differ in number: the backbone's stride must be 1.
+        ``weight`` is (B,), (B, T) or, of values, (B, T, vocab). Raises ValueError when targets and frames differ in
+        number: the backbone's stride must be 1.
         """
         if targets.shape[1] != x.shape[1]:
             raise ValueError(f"{targets.shape[1]} target frames for {x.shape[1]} frames: use a backbone of stride 1")
-        logits = self(x, mask).float()
-        if self.kind == "classes":
-            scored = mask & (targets >= 0)
-            error = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=-1, reduction="none")
-            if self.focal:
-                error = error * (1 - (-error).exp()) ** self.focal
-        else:
-            targets = targets.reshape(logits.shape).float()
-            scored = mask[..., None] & targets.isfinite()
-            gap = logits - targets.masked_fill(~scored, 0)
-            error = gap.abs() if self.kind == "mae" else gap.square()
-        item = scored.new_ones(len(x), dtype=torch.float32) if weight is None else weight.float()
-        share = scored * item.reshape(-1, *[1] * (scored.dim() - 1))
-        return (error.masked_fill(~scored, 0) * share).sum() / share.sum().clamp(min=1e-8)
+        logits = self(x, mask)
+        if self.values is None:
+            return class_loss(logits, targets, mask, weight, self.smoothing, self.focal)
+        return self.values(logits, targets, mask, weight)
 
     def predict(self, x: Tensor, mask: Tensor) -> list[np.ndarray]:
-        """For each item, (frames, vocab) class probabilities or values, float32."""
+        """For each item, (frames, vocab) class probabilities or values (of ``bce``, probabilities), float32."""
         logits = self(x, mask).detach().float()
-        scores = (logits.softmax(dim=-1) if self.kind == "classes" else logits).cpu().numpy()
-        return [item[:length] for item, length in zip(scores, lengths_of(mask).tolist(), strict=True)]
+        scores = logits.softmax(dim=-1) if self.values is None else self.values.answers(logits)
+        return [item[:length] for item, length in zip(scores.cpu().numpy(), lengths_of(mask).tolist(), strict=True)]

@@ -1,7 +1,17 @@
-"""The position-wise feed-forward module."""
+"""The position-wise feed-forward module, and the hidden layer of a head."""
+
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+Activation = Literal["none", "relu", "gelu", "swish", "tanh", "swiglu"]
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """Swish of the first half of the channels times the second: x (..., 2D) -> (..., D) (Shazeer 2020)."""
+    gate, x = x.chunk(2, dim=-1)
+    return F.silu(gate) * x
 
 
 class FeedForward(nn.Module):
@@ -20,9 +30,29 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.expand(x)
-        if self.glu:
-            gate, x = x.chunk(2, dim=-1)
-            x = F.silu(gate) * x
-        else:
-            x = F.silu(x)
+        x = swiglu(x) if self.glu else F.silu(x)
         return self.dropout(self.project(self.dropout(x)))
+
+
+class SwiGLU(nn.Module):
+    """``swiglu`` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return swiglu(x)
+
+
+def hidden_layer(dim: int, hidden: int | None, activation: Activation = "none") -> nn.Module:
+    """The layer of a head before its last: linear, ``hidden`` wide, and an activation; nothing where hidden is None.
+
+    Raises ValueError when there is an activation and no layer.
+    """
+    if hidden is None and activation != "none":
+        raise ValueError(f"activation is {activation!r} and hidden null; expected the width of a hidden layer")
+    if hidden is None:
+        return nn.Identity()
+    if activation == "none":
+        return nn.Linear(dim, hidden)
+    if activation == "swiglu":
+        return nn.Sequential(nn.Linear(dim, 2 * hidden), SwiGLU())
+    made = {"relu": nn.ReLU, "gelu": nn.GELU, "swish": nn.SiLU, "tanh": nn.Tanh}[activation]()
+    return nn.Sequential(nn.Linear(dim, hidden), made)
