@@ -244,6 +244,26 @@ def test_reduced_blocks_run_at_half_the_rate():
     assert all(torch.equal(seen[index], bias[..., ::2, ::2]) for index in (1, 2, 3))
 
 
+def test_a_bias_may_hold_maps_for_each_block():
+    model, seen = small(BACKBONES[0], depth=3, reduce_at=1, recover_at=2, stem="linear").eval(), []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[3]))
+    x, mask = batch(33)
+    bias = torch.randn(3, 6, 33, 33)
+    y, _ = model(x, mask, bias)
+    assert torch.equal(seen[0], bias[:, :2]) and torch.equal(seen[2], bias[:, 4:])
+    assert torch.equal(seen[1], bias[:, 2:4, ::2, ::2])
+    same = bias[:, :2]
+    torch.testing.assert_close(model(x, mask, same.repeat(1, 3, 1, 1)), model(x, mask, same), rtol=0, atol=0)
+    assert not torch.allclose(model(x, mask, same)[0], y)
+    for shape, words in (
+        ((3, 4, 33, 33), "has 4 maps; expected one for each of 2 heads, or for each head of 3 blocks, 6"),
+        ((3, 2, 33, 9), "over 33 x 9 frames, and the stem, of stride 1, leaves 33"),
+    ):
+        with pytest.raises(InputError, match=words):
+            model(x, mask, torch.zeros(shape))
+
+
 def test_reductions_nest_and_need_not_be_recovered():
     model = small(BACKBONES[0], depth=6, reduce_at=[1, 2], recover_at=[3, 5]).eval()
     x, mask = batch(101)

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from frontend_inputs import CHANNELS, FILLS, FRONTENDS, FRONTS, make_inputs, pad_inputs
 from variants import BACKBONES, NARROW, PRESETS, SMALL, TINY, VARIANTS, registered, small_width, title
 
 from seqformer.batch import Batch
@@ -16,33 +17,23 @@ from seqformer.nn.norm import MaskedBatchNorm
 torch.set_num_threads(1)
 
 TOLERANCE = 1e-5
-HOP = 40  # samples; at 4 kHz, with mel bins and widths small enough for hundreds of models
-CHANNELS = 6
-FILLS = {"zeros": 0.0, "noise": None, "nan": float("nan"), "huge": 1e38}
 MIXES = [(48,), (1, 40), (23, 22, 21), (64, 3, 17), (31, 32, 33, 1)]  # frames per item
 TRAIN_FILLS = ["noise", "nan", "huge", "zeros", "noise"]  # one per mix: a train case costs four eval cases
 
-LOGMEL = dict(rate=4000, mels=12)
-# Everything that published models do otherwise, at once.
-PUBLISHED = dict(normalize="bin", correction=1, frames="floor", mel_scale="slaney", mel_norm="slaney", periodic=False)
-PUBLISHED |= dict(fft=256, guard="add", floor=2.0**-24, top_db=60.0)
-FRONTENDS = {
-    "logmel": [LOGMEL | {"normalize": kind} for kind in ("utterance", "bin", "none")] + [LOGMEL | PUBLISHED],
-    "dense": [{"channels": CHANNELS, "normalize": kind} for kind in ("none", "item")],
-}
 HEADS = {
     "classify": [{"pooling": "mean", "smoothing": 0.1}, {"pooling": "attention"}],
     "ctc": [{}],
     "framewise": [{"loss": "classes"}, {"loss": "mae"}, {"loss": "mse"}],
 }
 # Every frontend with one backbone, every backbone with one frontend: they meet in Features, whose mask is tested here.
-FRONTS = [{"name": name} | keywords for name, cases in FRONTENDS.items() for keywords in cases]
-DENSE = FRONTS[-1]
-PAIRS = [(front, BACKBONES[0]) for front in FRONTS] + [(DENSE, part) for part in BACKBONES[1:] + VARIANTS]
+DENSE = next(front for front in FRONTS if front.get("normalize") == "item")
+# A bias of pairs is over frames: the stem must keep them.
+PAIRS = [(front, BACKBONES[0] | ({"stem": "linear"} if front["name"] == "pair" else {})) for front in FRONTS]
+PAIRS += [(DENSE, part) for part in BACKBONES[1:] + VARIANTS]
 
 
 def pair_title(value: dict) -> str:
-    return "-".join(map(str, value.values())) if value in FRONTS else title(value)
+    return "-".join(map(str, value.values())).replace(" ", "")[:60] if value in FRONTS else title(value)
 
 
 def make_model(frontend: dict, backbone: dict, seed: int = 0):
@@ -71,16 +62,10 @@ def make_model(frontend: dict, backbone: dict, seed: int = 0):
 
 
 def make_items(model, mix: tuple[int, ...], seed: int = 1) -> list[dict]:
-    """Items of a mix: raw input x (T, ...) and targets for every head, all a function of the seed."""
+    """Items of a mix: raw inputs and targets for every head, all a function of the seed."""
     rng, items = np.random.default_rng(seed), []
-    audio = hasattr(model.frontend, "hop")
     for frames in mix:
-        # So many samples as give this many frames, whichever way the frontend counts them.
-        down = getattr(model.frontend, "frames", "ceil") == "floor"
-        length = frames * HOP + (1 if down else -1) * int(rng.integers(HOP)) if audio else frames
-        x = rng.normal(0, 0.1 if audio else 1, (length,) if audio else (length, CHANNELS)).astype(np.float32)
-        if not audio and frames > 5:
-            x[2, 1] = np.nan  # a missing value is no padding
+        inputs = make_inputs(model.frontend, frames, rng)
         out = strided(frames, model.backbone.stride)
         targets = {}
         for key, head in model.heads.items():
@@ -93,20 +78,15 @@ def make_items(model, mix: tuple[int, ...], seed: int = 1) -> list[dict]:
                 targets[key] = rng.integers(-1, vocab, out)
             else:
                 targets[key] = np.where(rng.random((out, vocab)) < 0.2, np.nan, rng.normal(size=(out, vocab)))
-        items.append({"x": x, "targets": targets, "weight": rng.uniform(0.5, 2.0)})
+        items.append({"inputs": inputs, "targets": targets, "weight": rng.uniform(0.5, 2.0)})
     return items
 
 
 def make_batch(model, items: list[dict], extra: int = 0, fill: str = "zeros") -> Batch:
     """Pad items with ``fill`` to the longest plus ``extra`` frames, as collate does with zeros."""
-    lengths = torch.tensor([len(item["x"]) for item in items])
+    lengths = torch.tensor([len(item["inputs"]["x"]) for item in items])
     hop = model.frontend.hop if hasattr(model.frontend, "hop") else 1
     size = int(lengths.max()) + extra * hop
-    x = torch.full((len(items), size, *items[0]["x"].shape[1:]), 0.0 if FILLS[fill] is None else FILLS[fill])
-    if FILLS[fill] is None:
-        x = 10 * torch.randn(x.shape, generator=torch.Generator().manual_seed(size))
-    for row, item in enumerate(items):
-        x[row, : len(item["x"])] = torch.from_numpy(item["x"])
     frames = size // hop if getattr(model.frontend, "frames", "ceil") == "floor" else strided(size, hop)
     out, targets = strided(frames, model.backbone.stride), {}
     for key in model.heads:
@@ -120,7 +100,8 @@ def make_batch(model, items: list[dict], extra: int = 0, fill: str = "zeros") ->
         for row, value in enumerate(values):
             targets[key][row, : len(value)] = value
     weight = torch.tensor([item["weight"] for item in items], dtype=torch.float32)
-    return Batch([str(row) for row in range(len(items))], {"x": x}, mask_of(lengths, size), targets, weight)
+    inputs = pad_inputs([item["inputs"] for item in items], size, fill)
+    return Batch([str(row) for row in range(len(items))], inputs, mask_of(lengths, size), targets, weight)
 
 
 def gap(found, truth, scale=None) -> float:

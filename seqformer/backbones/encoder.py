@@ -19,9 +19,11 @@ from functools import partial
 from itertools import accumulate
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from seqformer.backbones.intermediates import Kept, forward_intermediates
+from seqformer.errors import InputError
 from seqformer.nn.attention import Attention, Positions
 from seqformer.nn.conv import ConvActivation, ConvModule, TimeRecovery, TimeReduction, TimeUpsample, conv_width
 from seqformer.nn.drop_path import drop_path
@@ -105,7 +107,8 @@ class Encoder(nn.Module):
     lets no depthwise convolution see later frames. ``long_skip`` adds the stem's output to that of every block.
     ``upsample`` brings the output back to the input's frames by a transposed convolution of the stem's stride.
     ``drop_path`` is the rate of the last block, rising from 0 at the first. ``bias`` (B, H, T, T), T being frames after
-    the stem, is added to the attention logits of every block. Raises ValueError when choices do not go together.
+    the stem, is added to the attention logits of every block; (B, depth H, T, T) holds one for each block instead.
+    Raises ValueError when choices do not go together, InputError for a bias of another shape.
     """
 
     def __init__(
@@ -154,7 +157,7 @@ class Encoder(nn.Module):
             raise ValueError("long_skip needs one frame rate throughout: leave reduce_at out")
         if upsample and len(self.reduce_at) > len(self.recover_at):
             raise ValueError("upsample needs a restored frame rate: leave recover_at out, or give it")
-        self.dim, self.long_skip = dim, long_skip
+        self.dim, self.heads, self.long_skip = dim, heads, long_skip
         self.stem = make_stem(stem, in_dim, dim, stem_stride, stem_channels, chosen.official)
         self.stride: int = self.stem.stride * 2 ** (len(self.reduce_at) - len(self.recover_at))
         self.scale = dim**0.5 if scale_input else 1.0
@@ -197,17 +200,18 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         given = mask
         x, mask = self.stem(x, mask)
+        self._check_bias(bias, x.shape[1])
         x = self.norm(self.dropout(x * self.scale), mask)
         skip, kept, table = x, [], self._table(x)
         for index, block in enumerate(self.blocks):
             if index in self.reduce_at:
                 kept.append((x, mask, table, bias))
                 x, mask = self.reductions[self.reduce_at.index(index)](x, mask)
-                table, bias = self._table(x), None if bias is None else bias[..., ::2, ::2]
+                table, bias = self._table(x), None if bias is None else _halved(bias, x.shape[1])
             if index in self.recover_at:
                 full, mask, table, bias = kept.pop()
                 x = self.recoveries[self.recover_at.index(index)](x, full)
-            x = block(x, mask, table, bias)
+            x = block(x, mask, table, self._bias_of(index, bias))
             if self.long_skip:
                 x = x + skip
             if keep is not None and index in keep:
@@ -215,6 +219,26 @@ class Encoder(nn.Module):
         return self._out(x, mask, given)
 
     forward_intermediates = forward_intermediates
+
+    def _check_bias(self, bias: Tensor | None, frames: int) -> None:
+        if bias is None:
+            return
+        if bias.shape[1] not in (self.heads, self.heads * len(self.blocks)):
+            raise InputError(
+                f"the bias of attention has {bias.shape[1]} maps; expected one for each of {self.heads} heads, "
+                f"or for each head of {len(self.blocks)} blocks, {self.heads * len(self.blocks)}"
+            )
+        if bias.shape[2] != frames or bias.shape[3] != frames:
+            raise InputError(
+                f"the bias of attention is over {bias.shape[2]} x {bias.shape[3]} frames, and the stem, of stride "
+                f"{self.stem.stride}, leaves {frames}; take a stem of stride 1, such as 'linear'"
+            )
+
+    def _bias_of(self, index: int, bias: Tensor | None) -> Tensor | None:
+        """A block's own maps, where there are as many as all blocks have heads."""
+        if bias is None or bias.shape[1] == self.heads:
+            return bias
+        return bias[:, index * self.heads : (index + 1) * self.heads]
 
     def _table(self, x: Tensor) -> Tensor | None:
         return sinusoid_table(x.shape[1], self.dim, x) if self.needs_table else None
@@ -224,6 +248,13 @@ class Encoder(nn.Module):
         if self.upsample is not None:
             x, mask = self.upsample(x, given.shape[1]), given
         return zero_padding(x, mask), mask
+
+
+def _halved(bias: Tensor, frames: int) -> Tensor:
+    """Every second query and key, (B, maps, frames, frames)."""
+    # Picked by index: export cannot see that a slice with a step is as long as a convolution with that stride.
+    kept = torch.arange(frames, device=bias.device) * 2
+    return bias.index_select(2, kept).index_select(3, kept)
 
 
 def expand(layout: str) -> str:
