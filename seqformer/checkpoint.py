@@ -163,7 +163,8 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     found = optimizer.state_dict()
     named = {f"{index}.{key}": value for index, values in found["state"].items() for key, value in values.items()}
     for number, group in enumerate(found["param_groups"]):
-        kept = group.keys() - optimizer.defaults.keys() - {"params", "lr_scale"}
+        made = optimizer.defaults.keys() - {"lookahead_step"}  # a count that timm puts among the defaults
+        kept = group.keys() - made - {"params", "lr_scale"}
         named |= {f"group{number}.{key}": group[key] for key in sorted(kept)}
     tensors = {name: value for name, value in named.items() if torch.is_tensor(value)}
     return tensors, {name: value for name, value in named.items() if name not in tensors}

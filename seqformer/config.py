@@ -44,6 +44,27 @@ class Folds:
     stratify: str | None = None
     valid: list[Any] | None = None
     use: int | str = "all"
+    seed: int | None = None  # of the split; default: the run's, so that runs of several seeds share folds with one
+
+
+@dataclass(frozen=True)
+class Until:
+    """Rows that match ``where`` are trained on before epoch ``epoch`` (counted from 0) and not after."""
+
+    where: dict[str, Any]
+    epoch: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The rows of an epoch; see ``seqformer.data.sampling.RowSampler``. Epochs count from 0."""
+
+    weight: str | None = None  # a column of numbers: rows are drawn with replacement, with chances weight ** power
+    power: list[tuple[int, float]] = field(default_factory=lambda: [(0, 1.0)])  # [first epoch, power]; 0: as without
+    once_per: str | None = None  # one row an epoch for each value of this column
+    once_where: dict[str, Any] = field(default_factory=dict)  # among rows that match; the others are all there
+    items: int | None = None  # rows an epoch; default: as many as there are
+    until: Until | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +102,9 @@ class Train:
     select: Literal["last", "best"] = "last"
     patience: int | None = None  # epochs without improvement before stopping; needs select: best
     validate_every: int = 1  # epochs
+    weight_power: list[tuple[int, float]] = field(
+        default_factory=lambda: [(0, 1.0)]
+    )  # of row weights, [first epoch, it]
     save_every: int | None = None  # steps, beside every epoch's end
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int = 1
@@ -102,6 +126,7 @@ class Run:
     seed: int = 0
     folds: Folds = field(default_factory=Folds)
     text: Text | None = None
+    sampling: Sampling | None = None
     dataset: Part = field(default_factory=lambda: {"name": "rows"})
     augment: list[Part] = field(default_factory=list)
     optim: Optim = field(default_factory=Optim)
@@ -191,11 +216,34 @@ def build_config(plain: dict[str, Any], where: str = "config") -> Run:
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not test(number):
                 raise InputError(f"{where}: {key} is {number}; it must be {wanted}")
+    _check_schedule(run.train.weight_power, f"{where}: train.weight_power")
+    if run.sampling is not None:
+        _check_sampling(run.sampling, where)
     if run.optim.warmup + run.optim.hold > 1:
         raise InputError(f"{where}: optim.warmup and hold are shares of all steps; together they are above 1")
     if run.optim.schedule == "hold_decay" and not run.optim.warmup:
         raise InputError(f"{where}: optim.schedule hold_decay falls as warmup / share, so it needs a warmup above 0")
     return run
+
+
+def _check_sampling(sampling: Sampling, where: str) -> None:
+    _check_schedule(sampling.power, f"{where}: sampling.power")
+    if sampling.items is not None and sampling.items < 1:
+        raise InputError(f"{where}: sampling.items is {sampling.items}; it must be above 0")
+    if sampling.once_where and sampling.once_per is None:
+        raise InputError(
+            f"{where}: sampling.once_where needs sampling.once_per, the column with one row for each value"
+        )
+    if sampling.until is not None and (sampling.until.epoch < 1 or not sampling.until.where):
+        raise InputError(f"{where}: sampling.until needs a where, and an epoch above 0")
+
+
+def _check_schedule(steps: list[tuple[int, float]], where: str) -> None:
+    epochs = [first for first, _ in steps]
+    if epochs[:1] != [0] or epochs != sorted(set(epochs)) or not all(math.isfinite(value) for _, value in steps):
+        raise InputError(
+            f"{where}: found {[list(step) for step in steps]}; expected [epoch, power] from epoch 0 upwards"
+        )
 
 
 # Each is (test, what must be); NaN passes none of them.
@@ -204,7 +252,7 @@ _NATURAL = (lambda number: 0 <= number < math.inf, "0 or more")
 _SHARE = (lambda number: 0 <= number <= 1, "from 0 to 1")
 _DECAY = (lambda number: 0 <= number < 1, "from 0 to below 1")
 _LIMITS = {
-    "seed": (lambda number: 0 <= number < 2**32, "from 0 to 2**32 - 1"),
+    **dict.fromkeys(("seed", "folds.seed"), (lambda number: 0 <= number < 2**32, "from 0 to 2**32 - 1")),
     **dict.fromkeys(("data.batch_seconds", "data.batch_frames", "data.max_seconds", "data.max_items"), _POSITIVE),
     **dict.fromkeys(("train.epochs", "train.accumulate", "train.validate_every", "train.save_every"), _POSITIVE),
     **dict.fromkeys(("train.devices", "train.threads", "train.patience", "optim.lr"), _POSITIVE),

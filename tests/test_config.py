@@ -12,13 +12,13 @@ from conftest import TINY, change
 import seqformer.augment
 from seqformer import InputError, config
 from seqformer.cli import load_competition
-from seqformer.config import Data, Folds, Optim, Run, Text, Train, build_config, read_config, write_config
+from seqformer.config import Data, Folds, Optim, Run, Sampling, Text, Train, build_config, read_config, write_config
 from seqformer.registry import check_type, names
 from seqformer.train.crossval import FREE, check_parts, differing_keys, resolve_precision
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
-SECTIONS = {"data": Data, "folds": Folds, "text": Text, "optim": Optim, "train": Train}
+SECTIONS = {"data": Data, "folds": Folds, "text": Text, "sampling": Sampling, "optim": Optim, "train": Train}
 
 
 def refusal(plain: dict | list, *overrides: str, folder: Path) -> str:

@@ -6,6 +6,7 @@ import pytest
 
 from seqformer import InputError
 from seqformer.data.folds import assign_folds, fold_names, split_rows
+from seqformer.train import crossval
 
 TABLES = 1000
 
@@ -171,3 +172,13 @@ def test_which_folds_a_run_trains():
             fold_names(folds, wrong)
     with pytest.raises(InputError, match="fold 0: 0 rows to train on and 4"):
         split_rows(np.zeros(4, int), "0")
+
+
+@pytest.mark.parametrize("changes, wanted", [({}, 7), ({"folds__seed": 3}, 3), ({"folds__seed": 0}, 0)])
+def test_a_seed_of_its_own_splits_runs_of_several_seeds_alike(tiny, tmp_path, monkeypatch, changes, wanted):
+    def noted(*arguments, seed: int, **keywords):
+        raise InputError(f"split by seed {seed}")
+
+    monkeypatch.setattr(crossval, "assign_folds", noted)
+    with pytest.raises(InputError, match=f"split by seed {wanted}$"):
+        crossval.train_run(tiny(**changes), tmp_path, quiet=True)

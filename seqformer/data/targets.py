@@ -147,12 +147,19 @@ def _load_encoder(state: dict) -> Classes | Units | Values:
     raise InputError(f"unknown kind of target {state['kind']!r}; known: classes, units, values")
 
 
-def fit_targets(train: "polars.DataFrame", columns: list[str], text: dict | None, known: "polars.DataFrame") -> Targets:
+def fit_targets(
+    train: "polars.DataFrame",
+    columns: list[str],
+    text: dict | None,
+    known: "polars.DataFrame",
+    weights: list[str] = (),
+) -> Targets:
     """Fit an encoder for each target column on the training rows of a fold.
 
     ``text`` holds the keywords of fit_tokenizer, or is None. Names and number of classes, and whether a text is there
-    at all, are seen on all rows, ``known``: they are the question, not something learned. Raises InputError naming the
-    column and what it holds, or the rows at fault.
+    at all, are seen on all rows, ``known``: they are the question, not something learned. ``weights`` names columns of
+    loss weights, which travel with the targets as values, whole numbers too. Raises InputError naming the column and
+    what it holds, or the rows at fault.
     """
     encoders = {}
     for column in columns:
@@ -161,6 +168,10 @@ def fit_targets(train: "polars.DataFrame", columns: list[str], text: dict | None
                 f"the head's target {column!r} is no column of the manifest; {nearest(column, train.columns)}"
             )
         encoders[column] = _fit_column(train, column, text, known)
+    for column in weights:
+        if column in columns:
+            raise InputError(f"column {column!r} cannot be both a target and the weights of one")
+        encoders[column] = _fit_weights(known, column)
     if text is not None and not any(isinstance(encoder, Units) for encoder in encoders.values()):
         found = ", ".join(f"{column!r} ({train[column].dtype})" for column in columns)
         raise InputError(f"the config has a text section, but no target holds text: {found}")
@@ -227,6 +238,30 @@ def _fit_frames(known, column: str) -> Values:
         ids = f"; fewer in {first_few(bad['id'].unique(maintain_order=True))}" if bad.height else ""
         raise InputError(f"column {column!r}: expected the same number of values in every frame, found {width}{ids}")
     return Values(width, "T", whole=False)
+
+
+def _fit_weights(known, column: str) -> Values:
+    """A weight for each item, frame, or value of a frame: numbers, 0 or more."""
+    import polars
+
+    if column not in known.columns:
+        raise InputError(
+            f"the head's weights {column!r} is no column of the manifest; {nearest(column, known.columns)}"
+        )
+    numbers, depth = known.select("id", column), 0
+    while isinstance(numbers[column].dtype, polars.List | polars.Array):
+        numbers, depth = numbers.explode(column), depth + 1
+    if not numbers[column].dtype.is_numeric() or depth > 2:
+        raise InputError(
+            f"column {column!r} holds {known[column].dtype}; weights are numbers, or lists of them per frame"
+        )
+    values = polars.col(column).cast(float)
+    bad = numbers.filter((values < 0) | values.is_nan())
+    if bad.height:
+        raise InputError(
+            f"column {column!r}: weights must be 0 or more, unlike {first_few(bad['id'].unique(maintain_order=True))}"
+        )
+    return _fit_frames(known, column) if depth == 2 else Values(1, "T" * depth, whole=False)
 
 
 def _natural(name: str) -> tuple:

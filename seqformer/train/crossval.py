@@ -16,10 +16,11 @@ from lightning_fabric import Fabric
 from seqformer.augment.compose import Augment
 from seqformer.checkpoint import write_file
 from seqformer.config import Run, Train, build_config, read_config, write_config
-from seqformer.data.dataset import draw_seed
+from seqformer.data.dataset import VALID, draw_seed
 from seqformer.data.folds import assign_folds, fold_names, split_rows
 from seqformer.data.manifest import manifest_hash, read_manifest
 from seqformer.data.sampler import frame_budget, padding_share, plan_batches
+from seqformer.data.sampling import RowSampler
 from seqformer.data.targets import Targets, Units, fit_targets
 from seqformer.data.text import unknown_symbols
 from seqformer.errors import InputError, first_few
@@ -68,7 +69,7 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
     check_parts(config)
     table = read_manifest(config.data.manifest, config.data.where)
     kinds = {key: getattr(config.folds, key) for key in ("kind", "n", "by", "stratify", "valid")}
-    folds = assign_folds(table, **kinds, seed=config.seed)
+    folds = assign_folds(table, **kinds, seed=config.seed if config.folds.seed is None else config.folds.seed)
     splits = {name: split_rows(folds, name) for name in fold_names(folds, config.folds.use)}
     fabric = make_fabric(config.train)
     folder, table_hash = root / config.run, manifest_hash(config.data.manifest)
@@ -147,9 +148,8 @@ def check_parts(config: Run) -> None:
     }
     for kind, (parts, passed) in given.items():
         for part in parts:
-            arguments = {
-                key: value for key, value in part.items() if key not in ("name", *(("weight", "at") * (kind == "head")))
-            }
+            own = ("name", "weight", "at", "train_only") if kind == "head" else ("name",)  # not for its constructor
+            arguments = {key: value for key, value in part.items() if key not in own}
             check(kind, part["name"], arguments, f"config: {kind}", passed)
     check_optimizer(config.optim.name)
 
@@ -195,12 +195,14 @@ def prepare_fold(
 ) -> FoldJob:
     """Fit the targets on the fold's training rows, and make its model and datasets; nothing is written."""
     train_rows, valid_rows = keep_short(table[train], config, name, log), table[valid]
-    columns = list(dict.fromkeys(head_target(part) for part in head_parts(config.head).values()))
+    heads = head_parts(config.head).values()
+    columns = list(dict.fromkeys(map(head_target, heads)))
+    weights = list(dict.fromkeys(part["weights"] for part in heads if part.get("weights")))
     if trained(folder):
         targets = load_targets(folder)
         targets.require_fitted_on(train_rows["id"])
     else:
-        targets = fit_targets(train_rows, columns, asdict(config.text) if config.text else None, table)
+        targets = fit_targets(train_rows, columns, asdict(config.text) if config.text else None, table, weights)
     report_unknown(targets, valid_rows, name, log)
     torch.manual_seed(draw_seed(config.seed, key))
     model = build_model(config, targets, folder if trained(folder) else None)
@@ -208,15 +210,24 @@ def prepare_fold(
     rate = getattr(model.frontend, "rate", None)
     augment = Augment(config.augment) if config.augment else None
     data = make_dataset(config, train_rows, targets, rate, augment=augment, training=True)
-    frames = data.frames(0)
+    if hasattr(model.frontend, "fit") and not trained(folder):
+        # As they are, without augmentation; examples that are no rows exist in an epoch only.
+        epoch = VALID if len(data) == len(train_rows) else 0
+        model.frontend.fit(data[epoch, index].inputs for index in range(len(data)))
+    sampler = None
+    if config.sampling is not None:
+        if len(data) != len(train_rows):
+            raise InputError(f"sampling draws rows, but dataset {config.dataset['name']!r} makes its examples up")
+        sampler = RowSampler(train_rows, config.sampling, [config.seed, key])
+    frames = data.frames(0)[sampler(0) if sampler else slice(None)]
     plan = plan_batches(frames, frame_budget(config.data, data.rate), config.data.max_items, [config.seed, key])
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.say(
-        f"fold {name}: {len(data)} examples to train on, {len(valid_rows)} rows to validate on, "
+        f"fold {name}: {len(frames)} examples to train on, {len(valid_rows)} rows to validate on, "
         f"{parameters:,} parameters, {len(plan)} batches an epoch, padding {padding_share(frames, plan):.1%}"
     )
     held_out = make_dataset(config, valid_rows, targets, rate) if len(valid) else None
-    return FoldJob(config, name, key, folder, model, targets, data, held_out, log)
+    return FoldJob(config, name, key, folder, model, targets, data, held_out, log, sampler)
 
 
 def keep_short(rows: "polars.DataFrame", config: Run, name: str, log: RunLog) -> "polars.DataFrame":

@@ -7,7 +7,7 @@ learning rate of the share of training done. So a checkpoint holds tensors and a
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from seqformer.config import Run
 from seqformer.data.dataset import draw_seed
 from seqformer.data.loader import load_batches
 from seqformer.data.sampler import frame_budget, plan_batches
+from seqformer.data.sampling import RowSampler, count_repeats, scheduled
 from seqformer.data.targets import Targets
 from seqformer.errors import InputError, first_few
 from seqformer.model import SequenceModel
@@ -59,6 +60,7 @@ class FoldJob:
     train: Any  # a dataset, see SequenceDataset
     valid: Any | None
     log: RunLog
+    sampler: RowSampler | None = None  # which rows an epoch trains on; default: all
 
 
 class Work(NamedTuple):
@@ -104,6 +106,7 @@ class FoldTrainer:
         while not at.finished:
             self.meter, batches = Meter(), self.plan()
             self.model.train()
+            self.begin_epoch()
             for group, waited in self.groups(batches):
                 yield Work(group, waited, (at.epoch + (at.batch + len(group)) / len(batches)) / train.epochs)
                 self.job.log.progress(f"fold {self.job.name} batches", at.batch, len(batches))
@@ -115,6 +118,15 @@ class FoldTrainer:
                 self.validate()
             self.save("last")
             self.job.log.epoch(self.job.name, at.epoch, train.epochs, self.meter)
+
+    def begin_epoch(self) -> None:
+        """Tell every module that wants to know (``begin_epoch(epoch)``) which epoch begins, or goes on after a resume.
+
+        What a module does then must be a function of the epoch: no checkpoint holds it.
+        """
+        for module in self.job.model.modules():
+            if hasattr(module, "begin_epoch"):
+                module.begin_epoch(self.at.epoch)
 
     def step(self, work: Work) -> dict[str, float]:
         """One optimiser step over the batches of a group; logs and returns its values."""
@@ -194,27 +206,36 @@ class FoldTrainer:
             "mfu": flops / seconds / self.ceiling,
         }
 
-    def plan(self) -> list[np.ndarray]:
-        """All batches of this rank for the running epoch: a function of (seed, fold, epoch)."""
-        frames, data, seed = self.job.train.frames(self.at.epoch), self.config.data, self.config.seed
-        world, rank = self.fabric.world_size, self.fabric.global_rank
-        batches = plan_batches(frames, self.budget, data.max_items, [seed, self.job.key], self.at.epoch, world)
-        return batches[rank::world]
+    def plan(self) -> list[list[tuple[int, int]]]:
+        """Keys of all batches of this rank for the running epoch: a function of (seed, fold, epoch)."""
+        epoch, data, seed = self.at.epoch, self.config.data, self.config.seed
+        frames, world, rank = self.job.train.frames(epoch), self.fabric.world_size, self.fabric.global_rank
+        rows = self.job.sampler(epoch) if self.job.sampler else np.arange(len(frames))
+        # A row drawn again is augmented as in an epoch that never comes, not as the first time.
+        epochs = epoch + self.config.train.epochs * count_repeats(rows)
+        batches = plan_batches(frames[rows], self.budget, data.max_items, [seed, self.job.key], epoch, world)
+        return [[(int(epochs[place]), int(rows[place])) for place in batch] for batch in batches[rank::world]]
 
-    def groups(self, batches: list[np.ndarray]) -> Iterator[tuple[list[Batch], float]]:
+    def groups(self, batches: list[list[tuple[int, int]]]) -> Iterator[tuple[list[Batch], float]]:
         """Batches not done yet, ``accumulate`` at a time, with the seconds the loop waited for them."""
-        epoch, size = self.at.epoch, self.config.train.accumulate
-        keys = [[(epoch, int(row)) for row in batch] for batch in batches[self.at.batch :]]
+        size, keys = self.config.train.accumulate, batches[self.at.batch :]
         on_gpu, workers = self.fabric.device.type == "cuda", self.config.data.workers
         loader = load_batches(self.job.train, keys, workers, pin_memory=on_gpu)
         for first in range(0, len(keys), size):
             start = time.perf_counter()
-            group = [next(loader) for _ in keys[first : first + size]]
+            group = [self.weighed(next(loader)) for _ in keys[first : first + size]]
             waited = time.perf_counter() - start
             if not self.ceiling:
                 self.flops = model_flops(self.job.model, group[0].to(self.fabric.device).inputs, group[0].mask.shape[1])
                 self.ceiling = matmul_speed(self.fabric.device, self.config.train.precision)
             yield group, waited
+
+    def weighed(self, batch: Batch) -> Batch:
+        """The batch with its row weights to the power of the epoch; 0 stays 0, and its row unused, at power 0 too."""
+        power = scheduled(self.config.train.weight_power, self.at.epoch)
+        if power == 1:
+            return batch
+        return replace(batch, weight=torch.where(batch.weight > 0, batch.weight**power, batch.weight))
 
     def validate(self) -> None:
         """Score the fold's own rows; note the best, and stop when ``patience`` epochs brought no better."""
