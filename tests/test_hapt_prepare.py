@@ -8,6 +8,7 @@ import polars
 import pytest
 
 import seqformer
+from competitions.hapt.posture import body_frame
 from competitions.hapt.prepare import AXES, main, prepare
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "hapt"
@@ -53,7 +54,7 @@ def write_tables(folder: Path) -> Path:
 @pytest.mark.parametrize("layout, rate", [("raw", 50), ("raw", 25), ("parquet", 25)])
 def test_signals_labels_users_and_split(tmp_path, layout, rate):
     source = write_raw(tmp_path / "data") if layout == "raw" else write_tables(tmp_path / "data")
-    table = seqformer.read_manifest(prepare(source, tmp_path / "out", rate))
+    table = seqformer.read_manifest(prepare(source, tmp_path / "out", rate, align=False))
     store = seqformer.Store(tmp_path / "out" / "signals")
     assert table["id"].to_list() == ["exp01_user01", "exp02_user01", "exp03_user02"]
     assert table["user"].to_list() == [1, 1, 2] and table["split"].to_list() == ["train", "train", "test"]
@@ -124,3 +125,23 @@ def test_real_recordings(tmp_path):
     assert table.height == 52 and table["user"].n_unique() == 26
     shares = {split: np.mean(found < 0) for split, found in labels.items()}
     assert abs(np.mean(np.concatenate(list(labels.values())) < 0) - 0.27) < 0.005 and shares["train"] < shares["test"]
+
+
+def test_the_frame_of_the_body_is_the_same_however_the_phone_is_turned():
+    rng, frames = np.random.default_rng(0), 1000
+    walking, lying = np.array([1.0, 0, 0]), np.array([0, 1.0, 0])
+    acc = np.where(np.arange(frames)[:, None] < 700, walking + rng.normal(0, 0.3, (frames, 3)), lying)
+    x = np.concatenate([acc, rng.normal(0, 1, (frames, 3))], axis=1)
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]
+    turn *= np.sign(np.linalg.det(turn))  # a phone can be turned, not mirrored
+    found = body_frame(x, 25), body_frame((x.reshape(-1, 2, 3) @ turn).reshape(x.shape), 25)
+    np.testing.assert_allclose(found[0], found[1], atol=1e-5)
+    np.testing.assert_allclose(found[0][750:, :3].mean(axis=0), lying, atol=0.05)
+    np.testing.assert_allclose(found[0], x, atol=0.3)
+
+
+def test_a_recording_that_never_moves_or_lies_is_turned_upright():
+    x = np.zeros((100, 6)) + [0, 0.6, 0.8, 0, 0, 1]
+    found = body_frame(x, 25)
+    np.testing.assert_allclose(found[:, :3], np.zeros((100, 3)) + [1, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found[:, 3:], axis=1), 1, rtol=1e-6)

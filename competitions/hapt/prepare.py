@@ -8,7 +8,8 @@ FOLDER is the archive's raw layout, or two parquet files of the same signals:
 | parquet, 25 Hz | ``train.parquet``, ``test.parquet``: experiment, user, n_frames, acc_x ... gyro_z in thousandths, label 0-12 |
 
 OUT gets ``manifest.parquet`` and ``signals/`` (float32, acceleration in g and turning rate in rad/s). Raw samples are
-averaged in pairs to 25 Hz, unless ``--rate 50``; a pair has the label of its first sample. One row is one recording;
+averaged in pairs to 25 Hz, unless ``--rate 50``; a pair has the label of its first sample. Signals are turned into the
+frame of the body (see ``posture.py``), unless ``--no-align``. One row is one recording;
 ``labels`` are 12 classes, and -1, not scored, where nobody has labelled. Users 2, 6, 11, 23 are the split ``test``.
 """  # noqa: E501  (a table row is one line)
 
@@ -20,6 +21,7 @@ import numpy as np
 import typer
 
 import seqformer
+from competitions.hapt.posture import body_frame
 
 AXES = ("acc_x", "acc_y", "acc_z", "gyro_x", "gyro_y", "gyro_z")
 CLASSES = ("walking", "upstairs", "downstairs", "sitting", "standing", "laying", "stand_to_sit", "sit_to_stand")
@@ -29,7 +31,7 @@ NAME = re.compile(r"acc_exp(?P<experiment>\d+)_user(?P<user>\d+)\.txt")
 COLUMNS = {"experiment", "user", "n_frames", "label", *AXES}
 
 
-def prepare(folder: Path, out: Path, rate: int = 25) -> Path:
+def prepare(folder: Path, out: Path, rate: int = 25, align: bool = True) -> Path:
     """Check the recordings, write ``out/manifest.parquet`` and ``out/signals``, print a table, return the manifest.
 
     Raises InputError, with ``out`` as it was, naming the file and the column, line or row at fault.
@@ -42,6 +44,7 @@ def prepare(folder: Path, out: Path, rate: int = 25) -> Path:
     with seqformer.StoreWriter(out / "signals", dtype="float32") as writer:
         for recording in recordings:
             signals = recording.pop("signals")
+            signals = body_frame(signals, rate) if align else signals
             place = {"path": "signals", "row": writer.add(signals), "frames": len(signals), "rate": rate}
             labels = recording.pop("label").astype(np.int8) - 1
             rows.append({"id": recording.pop("id"), **place, **recording, "labels": labels})
@@ -179,9 +182,10 @@ def main(
     folder: Annotated[Path, typer.Argument(help="Folder with RawData, or with train.parquet and test.parquet.")],
     out: Annotated[Path, typer.Argument(help="Folder for manifest.parquet and signals/.")],
     rate: Annotated[int, typer.Option(help="Frames per second: 25, or 50 of the raw files.")] = 25,
+    align: Annotated[bool, typer.Option(help="Turn the signals into the frame of the body.")] = True,
 ) -> None:
     """Turn the HAPT recordings into a manifest and a store of signals."""
-    prepare(folder, out, rate)
+    prepare(folder, out, rate, align)
 
 
 if __name__ == "__main__":
