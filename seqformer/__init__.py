@@ -15,6 +15,7 @@ from seqformer.model import SequenceModel, create_backbone, create_model, list_b
 from seqformer.pretrained import load_pretrained, push_to_hub, save_pretrained
 from seqformer.published.weights import import_backbone
 from seqformer.registry import register
+from seqformer.submission import write_ragged_submission, write_submission
 
 __all__ = [
     "Batch",
@@ -48,4 +49,6 @@ __all__ = [
     "run_command",
     "save_pretrained",
     "write_manifest",
+    "write_ragged_submission",
+    "write_submission",
 ]

@@ -32,11 +32,17 @@ def write_file(path: Path, content: bytes | str) -> None:
 
     Raises InputError naming the file when it cannot be written (a full disk, a folder without permission).
     """
+    with replacing(path) as partial, open(partial, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """The temporary name to write a file to; it takes the place of ``path`` when the block ends without an error."""
     partial = path.with_name(f".{path.name}.partial")
     with _cleanup(path, partial):
-        with open(partial, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-            file.flush()
+        yield partial
+        with open(partial, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
         sync_folder(path.parent)
@@ -47,11 +53,11 @@ def _cleanup(path: Path, partial: Path) -> Iterator[None]:
     """A failure to write ``path`` leaves no half-written ``partial`` and becomes one line that names the file."""
     try:
         yield
-    except (OSError, InputError) as error:
+    except Exception as error:
         shutil.rmtree(partial, ignore_errors=True)
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        if isinstance(error, InputError):
+        if not isinstance(error, OSError):
             raise
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -163,7 +169,8 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tenso
     found = optimizer.state_dict()
     named = {f"{index}.{key}": value for index, values in found["state"].items() for key, value in values.items()}
     for number, group in enumerate(found["param_groups"]):
-        kept = group.keys() - optimizer.defaults.keys() - {"params", "lr_scale"}
+        made = optimizer.defaults.keys() - {"lookahead_step"}  # a count that timm puts among the defaults
+        kept = group.keys() - made - {"params", "lr_scale"}
         named |= {f"group{number}.{key}": group[key] for key in sorted(kept)}
     tensors = {name: value for name, value in named.items() if torch.is_tensor(value)}
     return tensors, {name: value for name, value in named.items() if name not in tensors}

@@ -53,6 +53,7 @@ RULES = {
     "analyze_plots": {"errors", "analyze"},  # for its types
     "profile": PARTS | {"model"},
     "profile_table": {"profile", "checkpoint", "model", "backbones.ladder"},
+    "submission": {"checkpoint", "errors"},
     "train": PREDICT | {"train", "predict", "augment", "timm_import"},
 }
 

@@ -3,7 +3,7 @@
 A registered transform is a function of its settings and ``p`` that returns one of three kinds:
 ``on_values``: new values of the input ``x``; ``on_time``: the frames to take, which moves every input and target that
 has a time axis alike; ``on_example``: anything. Each draws only from the numpy generator it is handed, so that one seed
-decides all of it.
+decides all of it. An example without frames stays as it is.
 """
 
 import os
@@ -11,17 +11,19 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from seqformer.batch import Example, take_frames
-from seqformer.registry import create, register
+from seqformer.errors import InputError
+from seqformer.registry import create, named, register
 
 # albumentations asks the network for a newer version of itself at import unless told not to.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
 Rng = np.random.Generator
+Blank = Literal["zero", "nan", "mean"]
 
 
 def on_example(change: Callable[[Example, Rng], Example], p: float):
@@ -30,10 +32,16 @@ def on_example(change: Callable[[Example, Rng], Example], p: float):
 
 
 def on_values(change: Callable[[np.ndarray, Rng], np.ndarray], p: float):
-    """A transform of the values of ``x`` (T, ...), whose frames may grow or shrink where nothing else has frames."""
+    """A transform of the values of ``x`` (T, ...), whose frames may grow or shrink where nothing else has frames.
+
+    ``change`` is handed a float32 copy, to write into or not; the row of a store is never written to.
+    """
 
     def apply(example: Example, rng: Rng) -> Example:
-        x = change(example.inputs["x"], rng)
+        x = np.asarray(example.inputs["x"])
+        if x.dtype.kind != "f":
+            raise InputError(f"row {example.id}: x holds {x.dtype}; only frames can be moved, values need floats")
+        x = change(x.astype(np.float32), rng).astype(np.float32, copy=False)
         return replace(example, inputs={**example.inputs, "x": x}, frames=len(x))
 
     return on_example(apply, p)
@@ -42,6 +50,24 @@ def on_values(change: Callable[[np.ndarray, Rng], np.ndarray], p: float):
 def on_time(positions: Callable[[int, Rng], np.ndarray], p: float):
     """A transform of time: ``positions(frames, rng)`` are the frames (T',) to take, fractions being between two."""
     return on_example(lambda example, rng: take_frames(example, positions(example.frames, rng)), p)
+
+
+def blanked(x: np.ndarray, where: np.ndarray, value: Blank) -> np.ndarray:
+    """x (T, ...) with a value everywhere that ``where`` (broadcast to x) is true.
+
+    0, NaN (missing), or the mean over the frames of what is there, of each place of the trailing axes.
+    """
+    if value == "mean":
+        there = ~np.isnan(x)
+        mean = np.where(there, x, 0).sum(axis=0, dtype=np.float64) / there.sum(axis=0).clip(1)
+        return np.where(where, mean.astype(x.dtype), x)
+    return np.where(where, x.dtype.type(0 if value == "zero" else np.nan), x)
+
+
+def interval(low: float, high: float, least: float = 0.0, most: float = np.inf) -> None:
+    """Raise ValueError unless least <= low <= high <= most."""
+    if not least <= low <= high <= most:
+        raise ValueError(f"from {low} to {high}: expected two numbers in order, {least} to {most}")
 
 
 @cache
@@ -61,7 +87,7 @@ def _transform_class() -> type:
             return {"example": self.apply}
 
         def apply(self, example: Example, **params) -> Example:
-            return self.change(example, self.random_generator)
+            return self.change(example, self.random_generator) if example.frames else example
 
         def update_transform_params(self, params: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
             return params  # the original looks for the shape of an image
@@ -97,6 +123,7 @@ def one_of(transforms: list[dict], p: float = 1.0):
 
 
 def _build(part: dict[str, Any]):
+    part = named("augment", part)
     return create("augment", part["name"], **{key: value for key, value in part.items() if key != "name"})
 
 

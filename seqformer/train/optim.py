@@ -15,12 +15,13 @@ UNFIT = {
     "Adahessian": "needs second derivatives, which the loop does not compute",
     "Kron": "draws random numbers of its own, which no checkpoint holds",
 }
+LOOKAHEAD = "lookahead_"
 
 
 def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
     """AdamW of torch, or a timm optimiser by name; no weight decay on norms, biases and scales (one-axis parameters).
 
-    ``betas`` go to every optimiser that has two. A group's ``lr_scale`` is the factor on the schedule's learning rate
+    ``lookahead_`` before a name lets slow weights follow the fast ones (Zhang et al. 2019). ``betas`` go to every optimiser that has two. A group's ``lr_scale`` is the factor on the schedule's learning rate
     (see ``lr_scales``). Raises InputError as ``check_optimizer`` does.
     """
     check_optimizer(config.name)
@@ -35,7 +36,7 @@ def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
     if config.name == "adamw":
         return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=1e-9)
     optim = import_timm().optim
-    facts = optim.get_optimizer_info(config.name)
+    facts = optim.get_optimizer_info(config.name.removeprefix(LOOKAHEAD))
     given = {"betas": config.betas} if facts.has_betas and facts.num_betas == 2 else {}
     try:
         return optim.create_optimizer_v2(groups, config.name, config.lr, config.weight_decay, **given)
@@ -69,7 +70,7 @@ def check_optimizer(name: str) -> None:
     """Raise InputError on a name that neither torch's AdamW nor a timm optimiser fit for this loop has."""
     if name == "adamw":
         return
-    optim = import_timm().optim
+    optim, name = import_timm().optim, name.removeprefix(LOOKAHEAD)
     known = [known for known in optim.list_optimizers() if _class_name(optim, known) not in UNFIT]
     if name in optim.list_optimizers() and name not in known:
         raise InputError(f"optim.name: {name} {UNFIT[_class_name(optim, name)]}")
@@ -107,15 +108,19 @@ def _half_cosine(start: float, end: float, share: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """Exponential average of weights and buffers; the decay rises as (1 + n) / (10 + n), or the start would linger."""
+def averaged(model: nn.Module, decay: float | None) -> AveragedModel:
+    """Average of weights and buffers, exponential, or of equal shares (Izmailov et al. 2018) where there is no decay.
+
+    The decay rises as (1 + n) / (10 + n), or the start would linger.
+    """
 
     @torch.no_grad()
     def update(average: list[torch.Tensor], current: list[torch.Tensor], count: torch.Tensor | int) -> None:
         if not average[0].is_floating_point():  # a counter, such as BatchNorm1d's
             torch._foreach_copy_(average, current)
             return
-        pace = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+        seen = int(count)
+        pace = 1 / (1 + seen) if decay is None else 1 - min(decay, (1 + seen) / (10 + seen))
         torch._foreach_lerp_(average, current, pace)
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
