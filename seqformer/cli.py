@@ -190,6 +190,19 @@ def analyze(
     analyze_run(open_run(run).folder, fold, rows, out)
 
 
+@app.command()
+def new_competition(
+    name: Annotated[str, typer.Argument(help="Small letters, digits and _.")],
+    root: Annotated[Path, typer.Option(help="Where competitions/ and configs/ are.")] = Path("."),
+) -> None:
+    """Write a folder and a config to start from, which run on made-up data at once."""
+    from seqformer.new_competition import new_competition as write
+
+    for path in write(name, root):
+        typer.echo(path)
+    typer.echo(f"\npython -m competitions.{name}.prepare data/{name}\nseqformer train configs/{name}.yaml")
+
+
 def open_run(folder: Path):
     """The trained run at a folder, its competition's plugin loaded."""
     from seqformer.config import read_config

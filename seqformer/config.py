@@ -26,6 +26,7 @@ class Data:
     """Where the rows are and how they are batched; budgets are padded lengths, in seconds or in frames as read."""
 
     manifest: str
+    pseudo: list[str] = field(default_factory=list)  # manifests of `seqformer pseudo`: more rows to train on, by fold
     where: dict[str, Any] = field(default_factory=dict)  # keep rows by {column: value or list of values}
     max_seconds: float | None = None  # longer rows are not trained on (counted in the log), but always validated
     batch_seconds: float | None = None
@@ -129,6 +130,7 @@ class Run:
     sampling: Sampling | None = None
     dataset: Part = field(default_factory=lambda: {"name": "rows"})
     augment: list[Part] = field(default_factory=list)
+    tta: list[Part] = field(default_factory=list)  # transforms; a prediction is a mean over the row and its changes
     optim: Optim = field(default_factory=Optim)
     metric: Part = field(default_factory=lambda: {"name": "accuracy"})
 
@@ -204,6 +206,7 @@ def build_config(plain: dict[str, Any], where: str = "config") -> Run:
     run = _fill(Run, plain, where)
     for kind in PLUGGABLE:
         _check_named(kind, getattr(run, kind), where)
+    _check_named("augment", run.tta, where)
     run = dataclasses.replace(run, backbone=named("backbone", run.backbone))
     if not re.fullmatch(r"[\w.-]+", run.run) or run.run.startswith("."):
         raise InputError(f"{where}: run {run.run!r} must be a plain folder name: letters, digits, '_', '-', '.'")

@@ -11,7 +11,7 @@ import torch
 
 from seqformer import metrics  # noqa: F401  importing registers their names
 from seqformer.checkpoint import load_weights, put_weights, verify
-from seqformer.config import Data, Run, build_config, read_config
+from seqformer.config import Data, Part, Run, build_config, read_config
 from seqformer.data.dataset import VALID
 from seqformer.data.loader import load_batches
 from seqformer.data.sampler import frame_budget, plan_batches
@@ -20,6 +20,7 @@ from seqformer.decode.consensus import consensus
 from seqformer.errors import InputError, first_few
 from seqformer.model import SequenceModel, create_model, head_parts
 from seqformer.registry import lookup, parameter_types
+from seqformer.tta import ChangedDataset, put_back
 
 if TYPE_CHECKING:
     import polars
@@ -28,29 +29,48 @@ REMEMBERED = "backbone.json"  # in a fold's folder: the architecture of a backbo
 Predictions = dict[str, dict[str, Any]]  # head -> row id -> text, probabilities or values
 
 
-@torch.no_grad()
 def predict_dataset(
-    model: SequenceModel, dataset, targets: Targets, data: Data, fabric=None
+    model: SequenceModel, dataset, targets: Targets, data: Data, fabric=None, tta: list[Part] = (), seed: int = 0
 ) -> tuple[Predictions, float | None]:
     """Predict every example of a dataset, and the mean loss where it has targets (else None).
 
     Targets are decoded into what files hold: units become text. With ``fabric``, its processes share the work and all
-    get all of it.
+    get all of it. With ``tta``, a config's list of transforms, each prediction is pooled from that of the row as it is
+    and those of the row changed by each transform; the loss is that of the rows as they are.
     """
+    found, loss = _predict(model, dataset, targets, data, fabric)
+    changed = [ChangedDataset(dataset, part, variant, seed) for variant, part in enumerate(tta)]
+    votes = [found, *(_predict(model, some, targets, data, fabric)[0] for some in changed)]
+    if not changed:
+        return found, loss
+    return {
+        name: {row: pool([vote[name][row] for vote in votes]) for row in rows} for name, rows in found.items()
+    }, loss
+
+
+def pool(votes: list) -> Any:
+    """One prediction out of several: the mean of probabilities and values, the consensus of texts."""
+    return consensus(votes) if isinstance(votes[0], str) else np.mean(votes, axis=0)
+
+
+@torch.no_grad()
+def _predict(model, dataset, targets: Targets, data: Data, fabric) -> tuple[Predictions, float | None]:
     world, rank = (fabric.world_size, fabric.global_rank) if fabric else (1, 0)
-    device = next(model.parameters()).device
+    device, frames = next(model.parameters()).device, dataset.frames(VALID)
     budget = frame_budget(data, dataset.rate)
-    batches = plan_batches(dataset.frames(VALID), budget, data.max_items, world=world)[rank::world]
+    batches = plan_batches(frames, budget, data.max_items, world=world)[rank::world]
     keys = [[(VALID, int(row)) for row in batch] for batch in batches]
     model.eval()
     found, losses = {name: {} for name in model.heads}, {}
-    for batch in load_batches(dataset, keys, data.workers):
+    for rows, batch in zip(batches, load_batches(dataset, keys, data.workers), strict=True):
+        batch, back = put_back(dataset, batch, frames[rows])
         predictions, loss = model.evaluate(batch.to(device))
         if loss is not None:  # by first id: processes in step may do a batch twice, and it counts once
             losses[batch.ids[0]] = float(loss), len(batch.ids)
         for name, values in predictions.items():
-            decode = targets.encoders[model.heads[name].target].decode
-            found[name] |= {row_id: decode(value) for row_id, value in zip(batch.ids, values, strict=True)}
+            encoder = targets.encoders[model.heads[name].target]
+            values = back(values) if encoder.axes == "T" else values
+            found[name] |= {row_id: encoder.decode(value) for row_id, value in zip(batch.ids, values, strict=True)}
     if world > 1:
         found, losses = _gather(found, losses, world)
     pairs = losses.values()
@@ -157,21 +177,33 @@ class TrainedRun:
         for name in self.names:
             yield load_fold(self.folder / name, self.config, self.device)
 
-    def predict(self, table: "polars.DataFrame") -> dict[str, Any]:
-        """{row id: prediction of the main head}: probabilities and values averaged over folds, texts by consensus."""
-        name, votes = main_head(self.config.head)[0], {}
-        for model, targets in self.folds():
-            dataset = make_dataset(self.config, table, None, getattr(model.frontend, "rate", None))
-            found, _ = predict_dataset(model, dataset, targets, self.config.data)
-            for row_id, value in found[name].items():
-                votes.setdefault(row_id, []).append(value)
-        return {row_id: consensus(v) if isinstance(v[0], str) else np.mean(v, axis=0) for row_id, v in votes.items()}
+    def predict_fold(self, name: str, table: "polars.DataFrame", tta: bool = True) -> dict[str, Any]:
+        """{row id: prediction of the main head} by one finished fold; ``tta``: as the config's ``tta`` says."""
+        model, targets = load_fold(self.folder / name, self.config, self.device)
+        dataset = make_dataset(self.config, table, None, getattr(model.frontend, "rate", None))
+        parts = self.config.tta if tta else []
+        found, _ = predict_dataset(model, dataset, targets, self.config.data, tta=parts, seed=self.config.seed)
+        return found[main_head(self.config.head)[0]]
 
-    def score(self, table: "polars.DataFrame", seen: bool = False) -> tuple[str, float, int]:
+    def votes(self, table: "polars.DataFrame", tta: bool = True) -> dict[str, list]:
+        """{row id: the prediction of each finished fold}."""
+        found = [self.predict_fold(name, table, tta) for name in self.names]
+        return {row_id: [fold[row_id] for fold in found] for row_id in found[0]}
+
+    def predict(self, table: "polars.DataFrame", tta: bool = True) -> dict[str, Any]:
+        """{row id: prediction of the main head}: probabilities and values averaged over folds, texts by consensus."""
+        return {row_id: pool(votes) for row_id, votes in self.votes(table, tta).items()}
+
+    def score(self, table: "polars.DataFrame", seen: bool = False, tta: bool = True) -> tuple[str, float, int]:
         """Name and value of the run's metric on rows with a truth, and the number of examples.
 
         Raises InputError when a fold was trained on any of the rows, unless ``seen`` allows it.
         """
+        self.check_scored(table, seen)
+        return self.score_of(self.predict(table, tta), table)
+
+    def check_scored(self, table: "polars.DataFrame", seen: bool = False) -> None:
+        """Raise InputError unless the rows have a truth and, without ``seen``, no fold was trained on any of them."""
         column = main_head(self.config.head)[1]
         if column not in table.columns:
             raise InputError(f"the rows have no column {column!r} to score against")
@@ -180,9 +212,13 @@ class TrainedRun:
             raise InputError(
                 f"{len(known)} rows were trained on ({first_few(known)}); score others, or allow it: --seen"
             )
+
+    def score_of(self, found: dict[str, Any], table: "polars.DataFrame") -> tuple[str, float, int]:
+        """What ``score`` gives, of predictions that are there already."""
+        column = main_head(self.config.head)[1]
         model, targets = next(self.folds())
         dataset = make_dataset(self.config, table, targets, getattr(model.frontend, "rate", None))
-        found, truth = self.predict(table), truth_of(dataset, targets, column)
+        truth = truth_of(dataset, targets, column)
         values = [found[str(row_id)] for row_id in dataset.ids]
         return self.config.metric["name"], score(self.config.metric, values, truth), len(truth)
 

@@ -3,9 +3,8 @@
 import numpy as np
 import torch
 
-HOP = 40  # samples; at 4 kHz, with mel bins and widths small enough for hundreds of models
 CHANNELS = 6
-LOGMEL = dict(rate=4000, mels=12)
+LOGMEL = dict(rate=4000, mels=12)  # a hop of 40 samples, and widths small enough for hundreds of models
 # Everything that published models do otherwise, at once.
 PUBLISHED = dict(normalize="bin", correction=1, frames="floor", mel_scale="slaney", mel_norm="slaney", periodic=False)
 PUBLISHED |= dict(fft=256, guard="add", floor=2.0**-24, top_db=60.0)
@@ -24,6 +23,10 @@ FRONTENDS = {
         LANDMARKS | dict(width=8, standardize=False, parts={"hand": "0:3"}),
     ],
     "tokens": [TOKENS | {"start_end": True}, TOKENS | {"width": [4, 3, 5], "mix": "concat"}],
+    "spectrogram_cnn": [
+        dict(model="resnet18", stage=1, frontend={"name": "logmel"} | LOGMEL),
+        dict(model="mobilenetv3_small_100", stage=1, channels=2),
+    ],
     "pair": [
         dict(frontend=DENSE, heads=2, channels=[3], kernel=3),
         dict(frontend={"name": "tokens"} | TOKENS, heads=2, blocks=3, tracks=2, kind="residual", channels=[3, 3])
@@ -44,12 +47,15 @@ def make_inputs(frontend, frames: int, rng: np.random.Generator) -> dict[str, np
     if kind == "Tokens":
         x = np.stack([rng.integers(size, size=frames) for size in frontend.vocab], axis=1)
         return {"x": x, "values": rng.normal(size=(frames, frontend.values)).astype(np.float32)}
-    if kind == "LogMel":
-        # So many samples as give this many frames, whichever way the frontend counts them.
-        down = frontend.frames == "floor"
-        samples = frames * HOP + (1 if down else -1) * int(rng.integers(HOP))
-        return {"x": rng.normal(0, 0.1, samples).astype(np.float32)}
-    x = rng.normal(0, 1, (frames, *(frontend.shape if kind == "Landmarks" else (CHANNELS,)))).astype(np.float32)
+    shape = frontend.shape if kind == "Landmarks" else (CHANNELS,)
+    if kind in ("LogMel", "SpectrogramCNN"):
+        # As much as gives this many frames, whichever way the frontend counts them.
+        down = getattr(frontend, "frames", "ceil") == "floor"
+        frames = frames * frontend.hop + (1 if down else -1) * int(rng.integers(frontend.hop))
+        shape = (12, 2)
+        if kind == "LogMel" or frontend.frontend is not None:
+            return {"x": rng.normal(0, 0.1, frames).astype(np.float32)}
+    x = rng.normal(0, 1, (frames, *shape)).astype(np.float32)
     if frames > 5:
         x[2, 1] = np.nan  # a missing value is no padding
     static = getattr(frontend, "static", 0)

@@ -144,7 +144,9 @@ def test_classify(pooling, smoothing):
     pooled = []
     for item, length in enumerate((6, 1, 3, 4)):
         real = x[item, :length]
-        share = head.pool.attention(real).softmax(dim=0) if pooling == "attention" else torch.full((length, 1), 1 / length)
+        share = (
+            head.pool.attention(real).softmax(dim=0) if pooling == "attention" else torch.full((length, 1), 1 / length)
+        )
         pooled.append((share * real).sum(dim=0))
     logits = head.linear(torch.stack(pooled))
     torch.testing.assert_close(head(x, mask), logits)

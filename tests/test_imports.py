@@ -26,7 +26,7 @@ MOST_LINES, MOST_SECONDS, MOST_FRAMES = 400, 0.3, 8
 # design.md, "Who may import whom". A package may import its own files only where it is listed itself, or those named.
 PARTS = {"nn", "registry", "errors"}
 DATA = {"data", "batch", "augment", "registry", "errors"}
-PREDICT = {"batch", "data", "model", "metrics", "config", "decode", "checkpoint", "errors", "registry"}
+PREDICT = {"tta", "batch", "data", "model", "metrics", "config", "decode", "checkpoint", "errors", "registry"}
 RULES = {
     "errors": set(),
     "timm_import": set(),
@@ -36,7 +36,7 @@ RULES = {
     "metrics": {"errors", "registry"},
     "checkpoint": {"errors"},
     "batch": {"nn.mask", "errors"},
-    "frontends": PARTS | {"frontends.features"},
+    "frontends": PARTS | {"frontends.features", "timm_import"},
     # The encoder is the network, the other files are settings of it; Conformer's are where its kin start from.
     "backbones": PARTS
     | {"backbones.presets", "backbones.intermediates", "backbones.encoder"}
@@ -53,6 +53,7 @@ RULES = {
     "analyze_plots": {"errors", "analyze"},  # for its types
     "profile": PARTS | {"model"},
     "profile_table": {"profile", "checkpoint", "model", "backbones.ladder"},
+    "tta": {"augment", "batch", "data", "errors"},
     "submission": {"checkpoint", "errors"},
     "train": PREDICT | {"train", "predict", "augment", "timm_import"},
 }

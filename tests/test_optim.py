@@ -108,7 +108,9 @@ def test_no_decay_on_norms_biases_and_scales():
     assert all(map(torch.equal, kept, free["params"]))
 
 
-@pytest.mark.parametrize("name", ["adamw", "adam", "lion", "nadamw", "lamb", "sgd", "adan", "muon", "adafactorbv", "lookahead_radam"])
+@pytest.mark.parametrize(
+    "name", ["adamw", "adam", "lion", "nadamw", "lamb", "sgd", "adan", "muon", "adafactorbv", "lookahead_radam"]
+)
 def test_optimizers_by_name_learn(name):
     torch.manual_seed(0)
     model, x = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)), torch.randn(64, 4)

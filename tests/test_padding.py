@@ -21,9 +21,22 @@ MIXES = [(48,), (1, 40), (23, 22, 21), (64, 3, 17), (31, 32, 33, 1)]  # frames p
 TRAIN_FILLS = ["noise", "nan", "huge", "zeros", "noise"]  # one per mix: a train case costs four eval cases
 
 HEADS = {
-    "classify": [{"pooling": "mean", "smoothing": 0.1}, {"pooling": "attention"}],
+    "classify": [
+        {"pooling": "mean", "smoothing": 0.1},
+        {"pooling": "attention", "focal": 2.0, "hidden": 5, "activation": "swiglu"},
+        {"pooling": "gem", "loss": "kl"},
+        {"pooling": "max", "loss": "bce"},
+    ],
     "ctc": [{}],
-    "framewise": [{"loss": "classes"}, {"loss": "mae"}, {"loss": "mse"}],
+    "decoder": [{"dropout": 0.0, "heads": 1, "layers": 1, "max_units": 3, "reverse": True, "smoothing": 0.1}],
+    "framewise": [
+        {"loss": "classes", "gru": 1},
+        {"loss": "mae", "weights": "trust"},
+        {"loss": "mcrmse", "vocab": 2},
+        {"loss": "huber", "clip": [-0.5, 0.5], "beyond": True, "confidence": 0.3},
+        {"loss": "bce", "focal": 1.0},
+    ],
+    "regress": [{"pooling": "first", "loss": "mse", "vocab": 4}],
 }
 # Every frontend with one backbone, every backbone with one frontend: they meet in Features, whose mask is tested here.
 DENSE = next(front for front in FRONTS if front.get("normalize") == "item")
@@ -40,13 +53,15 @@ def make_model(frontend: dict, backbone: dict, seed: int = 0):
     """A model with every head, its biases, running statistics and position biases moved off their trivial values."""
     torch.manual_seed(seed)
     heads = {
-        f"{name}{number}": {"name": name, "vocab": 1 if keywords.get("loss") in ("mae", "mse") else 4} | keywords
+        f"{name}{number}": {"name": name, "vocab": 1 if keywords.get("loss") in ("mae", "mse", "huber") else 4}
+        | keywords
         for name, cases in HEADS.items()
         for number, keywords in enumerate(cases)
     }
     for key in heads:
         heads[key] |= {"target": key, "weight": 0.5 + len(key) % 3}
     model = create_model(frontend, backbone, heads)
+    torch.manual_seed(seed + 1)  # one head more in the table shall not change the backbones
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 1 or "bias" in name:
@@ -61,23 +76,32 @@ def make_model(frontend: dict, backbone: dict, seed: int = 0):
     return model
 
 
+def make_target(rng: np.random.Generator, key: str, head, frames: int) -> np.ndarray:
+    """A target of one head: class, shares of classes, units, or classes or values of frames."""
+    kind, vocab = getattr(head, "kind", "values"), head.linear.out_features
+    if key.startswith(("ctc", "decoder")):
+        return rng.integers(1, vocab, rng.integers(min(frames // 2, getattr(head, "max_units", frames)) + 1))
+    if kind == "kl":
+        return rng.dirichlet(np.ones(vocab))
+    if key.startswith("classify"):
+        return rng.integers(vocab)
+    if key.startswith("regress"):
+        return rng.normal(size=vocab)
+    if kind == "classes":
+        return rng.integers(-1, vocab, frames)
+    size = (frames, vocab // head.values.columns)
+    values = rng.random(size) if kind == "bce" else rng.normal(size=size)
+    return np.where(rng.random(size) < 0.2, np.nan, values)
+
+
 def make_items(model, mix: tuple[int, ...], seed: int = 1) -> list[dict]:
     """Items of a mix: raw inputs and targets for every head, all a function of the seed."""
     rng, items = np.random.default_rng(seed), []
     for frames in mix:
         inputs = make_inputs(model.frontend, frames, rng)
         out = strided(frames, model.backbone.stride)
-        targets = {}
-        for key, head in model.heads.items():
-            vocab = head.linear.out_features
-            if key.startswith("classify"):
-                targets[key] = rng.integers(vocab)
-            elif key.startswith("ctc"):
-                targets[key] = rng.integers(1, vocab, rng.integers(out // 2 + 1))
-            elif head.kind == "classes":
-                targets[key] = rng.integers(-1, vocab, out)
-            else:
-                targets[key] = np.where(rng.random((out, vocab)) < 0.2, np.nan, rng.normal(size=(out, vocab)))
+        targets = {"trust": np.where(rng.random(out) < 0.1, np.nan, rng.uniform(0.5, 2, out))}
+        targets |= {key: make_target(rng, key, head, out) for key, head in model.heads.items()}
         items.append({"inputs": inputs, "targets": targets, "weight": rng.uniform(0.5, 2.0)})
     return items
 
@@ -89,12 +113,12 @@ def make_batch(model, items: list[dict], extra: int = 0, fill: str = "zeros") ->
     size = int(lengths.max()) + extra * hop
     frames = size // hop if getattr(model.frontend, "frames", "ceil") == "floor" else strided(size, hop)
     out, targets = strided(frames, model.backbone.stride), {}
-    for key in model.heads:
+    for key in items[0]["targets"]:
         values = [torch.as_tensor(item["targets"][key]) for item in items]
-        if values[0].dim() == 0:
+        if values[0].dim() == 0 or key.startswith(("classify", "regress")):
             targets[key] = torch.stack(values)
             continue
-        longest = max(map(len, values)) if key.startswith("ctc") else out
+        longest = max(map(len, values)) if key.startswith(("ctc", "decoder")) else out
         pad = -1 if not values[0].is_floating_point() else float("nan")
         targets[key] = torch.full((len(items), longest, *values[0].shape[1:]), pad, dtype=values[0].dtype)
         for row, value in enumerate(values):

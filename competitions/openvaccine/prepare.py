@@ -59,7 +59,8 @@ def pairs_of(folder: Path, split: str, table: polars.DataFrame) -> dict[str, np.
         rows = polars.read_parquet(path).iter_rows()
         found = {name: np.column_stack([i, j, p]).astype(np.float32) for name, i, j, p in rows}
     else:
-        found = {name: _sparse(folder / "bpps" / f"{name}.npy") for name in ids if (folder / "bpps").is_dir()}
+        files = {name: folder / "bpps" / f"{name}.npy" for name in ids}
+        found = {name: _sparse(file) for name, file in files.items() if file.is_file()}
     missing = [name for name in ids if name not in found]
     if missing:
         raise seqformer.InputError(

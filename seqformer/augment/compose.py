@@ -41,7 +41,10 @@ def on_values(change: Callable[[np.ndarray, Rng], np.ndarray], p: float):
         x = np.asarray(example.inputs["x"])
         if x.dtype.kind != "f":
             raise InputError(f"row {example.id}: x holds {x.dtype}; only frames can be moved, values need floats")
-        x = change(x.astype(np.float32), rng).astype(np.float32, copy=False)
+        try:
+            x = change(x.astype(np.float32), rng).astype(np.float32, copy=False)
+        except InputError as error:
+            raise InputError(f"row {example.id}: {error}") from error
         return replace(example, inputs={**example.inputs, "x": x}, frames=len(x))
 
     return on_example(apply, p)

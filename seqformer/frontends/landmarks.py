@@ -33,9 +33,7 @@ class PointConv(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         y_BTLC = self.conv(zero_padding(x, mask).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        # Each point of a frame is a frame of the norm.
-        points = y_BTLC.shape[2]
-        y = self.norm(y_BTLC.flatten(1, 2), mask.repeat_interleave(points, dim=1)).unflatten(1, (-1, points))
+        y = self.norm(y_BTLC, mask)
         return self.out_norm(self.linear(F.silu(y).flatten(2)), mask)
 
 

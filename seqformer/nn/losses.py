@@ -65,19 +65,16 @@ def class_loss(
     else:
         scored = mask & (targets >= 0)
         goal = targets.masked_fill(~scored, 0)
-        if focal or kl:
-            goal = F.one_hot(goal, logits.shape[-1]).float()
-    if focal:
-        goal = goal * (1 - smoothing) + smoothing / logits.shape[-1]
-        log_p = logits.log_softmax(dim=-1)
-        error = -(goal * (1 - log_p.exp()).clamp(min=LEAST) ** focal * log_p).sum(dim=-1)
-    else:
+    if not focal and not kl:
         flat = goal.flatten(0, -2) if goal.is_floating_point() else goal.flatten()
         error = F.cross_entropy(logits.flatten(0, -2), flat, reduction="none", label_smoothing=smoothing)
         error = error.reshape(scored.shape)
-    if kl:
-        smooth = goal * (1 - smoothing) + smoothing / logits.shape[-1]
-        error = error - torch.special.entr(smooth).sum(dim=-1)
+    else:
+        goal = goal if goal.is_floating_point() else F.one_hot(goal, logits.shape[-1]).float()
+        goal, log_p = goal * (1 - smoothing) + smoothing / logits.shape[-1], logits.log_softmax(dim=-1)
+        error = -(goal * (1 - log_p.exp()).clamp(min=LEAST) ** focal * log_p).sum(dim=-1)
+        if kl:
+            error = error - torch.special.entr(goal).sum(dim=-1)
     return weighted_mean(error.masked_fill(~scored, 0), shares(scored, weight))
 
 

@@ -1,5 +1,6 @@
 """Norms and the learned scale. Each is called as ``norm(x, mask)``, although only BatchNorm needs the mask."""
 
+import math
 from typing import Literal
 
 import torch
@@ -46,7 +47,7 @@ class RMSNorm(nn.RMSNorm):
 
 
 class MaskedBatchNorm(nn.Module):
-    """BatchNorm over the real frames of a batch: x (B, T, C), mask (B, T) -> (B, T, C).
+    """BatchNorm over the real frames of a batch: x (B, T, ..., C), mask (B, T) -> (B, T, ..., C).
 
     torch's BatchNorm1d counts padding, so the loss of an item depends on its neighbours' lengths; this one does not,
     in training either. Statistics are float32 or finer and, where processes train together, over all their frames. A
@@ -62,19 +63,26 @@ class MaskedBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(dim))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        shift, scale = self.shift_and_scale(x, mask)
+        return torch.addcmul(shift, x, scale)
+
+    def shift_and_scale(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The norm of x is shift + x * scale, (C,) each."""
         mean, var = self._batch_statistics(x, mask) if self.training else (self.running_mean, self.running_var)
         scale = self.weight * torch.rsqrt(var + self.eps)
-        return torch.addcmul((self.bias - mean * scale).to(x.dtype), x, scale.to(x.dtype))
+        return (self.bias - mean * scale).to(x.dtype), scale.to(x.dtype)
 
     def _batch_statistics(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         x = zero_padding(x.to(torch.promote_types(x.dtype, torch.float32)), mask)
-        sums = _over_processes(torch.cat([x.sum(dim=(0, 1)), mask.sum().to(x.dtype)[None]]))
+        all_but_channels = tuple(range(x.dim() - 1))
+        frames, points = mask.sum().to(x.dtype), math.prod(x.shape[2:-1])  # of a grid each point counts
+        sums = _over_processes(torch.cat([x.sum(dim=all_but_channels), (frames * points)[None]]))
         count = sums[-1].clamp(min=1)
         mean = sums[:-1] / count
         # Centred on the mean itself: a difference of squares loses the digits of a small deviation beside a large
         # mean. Detached, because the variance does not change with the point that is its minimum.
         centred = zero_padding(x - mean.detach(), mask)
-        var = _over_processes(centred.square().sum(dim=(0, 1))) / count
+        var = _over_processes(centred.square().sum(dim=all_but_channels)) / count
         with torch.no_grad():
             pace = self.momentum * (sums[-1] > 0)
             unbiased = var * count / (count - 1).clamp(min=1)

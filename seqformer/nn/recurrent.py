@@ -17,7 +17,8 @@ class GRU(nn.Module):
     """Bidirectional GRU layers (Cho et al. 2014): x (B, T, D), mask (B, T) -> (B, T, D), padding 0.
 
     The later direction reads each item from its own last real frame: no packing, and lengths stay on the device. The
-    two directions share the width; of an odd one the earlier has the larger half.
+    two directions share the width; of an odd one the earlier has the larger half. torch.export unrolls a GRU: exported,
+    it takes the number of frames that it was shown.
     """
 
     def __init__(self, dim: int, layers: int = 1):

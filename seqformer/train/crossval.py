@@ -143,7 +143,7 @@ def check_parts(config: Run) -> None:
         "backbone": ((config.backbone,), ("in_dim", "settings")),
         "head": (tuple(head_parts(config.head).values()), ("dim",)),
         "dataset": ((config.dataset,), ("table", "targets", "rate", "seed", "augment", "training")),
-        "augment": (tuple(config.augment), ()),
+        "augment": (tuple(config.augment + config.tta), ()),
         "metric": ((config.metric,), ("predictions", "truth")),
     }
     for kind, (parts, passed) in given.items():
@@ -278,7 +278,7 @@ def finish_fold(job: FoldJob, fabric: Fabric, at: Position, seconds: float) -> N
         head, column = main_head(config.head)
         model, targets = load_fold(job.folder, config, fabric.device)
         with fabric.autocast():
-            predictions, _ = predict_dataset(model, job.valid, targets, config.data, fabric)
+            predictions, _ = predict_dataset(model, job.valid, targets, config.data, fabric, config.tta, config.seed)
         ids = [str(row_id) for row_id in job.valid.ids]
         found, truth = [predictions[head][row_id] for row_id in ids], truth_of(job.valid, targets, column)
         facts |= {
