@@ -92,6 +92,25 @@ class Optim:
 
 
 @dataclass(frozen=True)
+class Awp:
+    """Adversarial weight perturbation; see ``seqformer.train.adversary``. A step costs two."""
+
+    size: float  # of the move: a share of each matrix's norm or, not relative, a norm
+    from_epoch: int = 0  # counted from 0
+    relative: bool = True
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Distillation from the same fold of an earlier run; see ``seqformer.train.teacher``."""
+
+    run: str  # a run folder, or the name of one beside this run's
+    weight: float = 0.5  # of the distance to the teacher in the loss; the targets have the rest
+    temperature: float = 2.0
+    head: str | None = None  # of both; default: the main head of each
+
+
+@dataclass(frozen=True)
 class Train:
     """The loop. ``select`` is the checkpoint that validates: the last, or the best by the metric on the same rows."""
 
@@ -100,6 +119,8 @@ class Train:
     accumulate: int = 1
     clip: float = 1.0
     ema: float = 0.0  # decay of the averaged weights, 0 for none
+    swa: float = 0.0  # share of the epochs after which each one's last weights are averaged equally, 0 for none
+    awp: Awp | None = None
     select: Literal["last", "best"] = "last"
     patience: int | None = None  # epochs without improvement before stopping; needs select: best
     validate_every: int = 1  # epochs
@@ -128,6 +149,9 @@ class Run:
     folds: Folds = field(default_factory=Folds)
     text: Text | None = None
     sampling: Sampling | None = None
+    init_from: str | None = None  # a run folder, or the name of one beside this run's: fold k starts from its fold k
+    init_skip: list[str] = field(default_factory=list)  # fnmatch patterns of weights that start afresh
+    teacher: Teacher | None = None
     dataset: Part = field(default_factory=lambda: {"name": "rows"})
     augment: list[Part] = field(default_factory=list)
     tta: list[Part] = field(default_factory=list)  # transforms; a prediction is a mean over the row and its changes
@@ -215,13 +239,17 @@ def build_config(plain: dict[str, Any], where: str = "config") -> Run:
     if run.train.patience is not None and run.train.select != "best":
         raise InputError(f"{where}: train.patience needs train.select: best")
     for key, (test, wanted) in _LIMITS.items():
-        value = functools.reduce(getattr, key.split("."), run)
+        value = functools.reduce(lambda part, name: getattr(part, name, None), key.split("."), run)
         for number in value if isinstance(value, tuple) else (value,):
             if number is not None and not test(number):
                 raise InputError(f"{where}: {key} is {number}; it must be {wanted}")
     _check_schedule(run.train.weight_power, f"{where}: train.weight_power")
     if run.sampling is not None:
         _check_sampling(run.sampling, where)
+    if run.train.swa and run.train.ema:
+        raise InputError(f"{where}: train.swa and train.ema both average the weights; give one of them")
+    if run.init_skip and run.init_from is None:
+        raise InputError(f"{where}: init_skip needs init_from, the run to start from")
     if run.optim.warmup + run.optim.hold > 1:
         raise InputError(f"{where}: optim.warmup and hold are shares of all steps; together they are above 1")
     if run.optim.schedule == "hold_decay" and not run.optim.warmup:
@@ -231,14 +259,12 @@ def build_config(plain: dict[str, Any], where: str = "config") -> Run:
 
 def _check_sampling(sampling: Sampling, where: str) -> None:
     _check_schedule(sampling.power, f"{where}: sampling.power")
-    if sampling.items is not None and sampling.items < 1:
-        raise InputError(f"{where}: sampling.items is {sampling.items}; it must be above 0")
     if sampling.once_where and sampling.once_per is None:
         raise InputError(
             f"{where}: sampling.once_where needs sampling.once_per, the column with one row for each value"
         )
-    if sampling.until is not None and (sampling.until.epoch < 1 or not sampling.until.where):
-        raise InputError(f"{where}: sampling.until needs a where, and an epoch above 0")
+    if sampling.until is not None and not sampling.until.where:
+        raise InputError(f"{where}: sampling.until needs a where: {{column: value}} of the rows that leave")
 
 
 def _check_schedule(steps: list[tuple[int, float]], where: str) -> None:
@@ -261,7 +287,10 @@ _LIMITS = {
     **dict.fromkeys(("train.devices", "train.threads", "train.patience", "optim.lr"), _POSITIVE),
     **dict.fromkeys(("data.workers", "train.clip", "optim.min_lr", "optim.weight_decay"), _NATURAL),
     **dict.fromkeys(("optim.warmup", "optim.hold"), _SHARE),
-    **dict.fromkeys(("train.ema", "optim.betas"), _DECAY),
+    **dict.fromkeys(("train.ema", "train.swa", "optim.betas"), _DECAY),
+    **dict.fromkeys(("sampling.items", "sampling.until.epoch", "train.awp.size", "teacher.temperature"), _POSITIVE),
+    **dict.fromkeys(("train.awp.from_epoch",), _NATURAL),
+    **dict.fromkeys(("teacher.weight",), _SHARE),
 }
 
 

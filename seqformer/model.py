@@ -20,6 +20,7 @@ OF_THE_MODEL = ("weight", "at", "train_only")  # keywords of a head's entry that
 class SequenceModel(nn.Module):
     """``model(inputs, mask)`` -> {head: logits}; with ``targets`` and ``weight`` -> {"loss": ..., head: its loss}.
 
+    ``logits`` names a head whose logits and mask are wanted beside the losses, as ``found["logits"]``.
     Training goes through ``forward`` too, so that data parallel wrappers and the compiler see it. ``weights`` are the
     shares of the heads in the total loss; ``blocks`` says which block a head reads, where that is not the last;
     heads in ``train_only`` have a loss in ``forward`` and nothing else. A head with ``weights`` is trained with the
@@ -47,6 +48,7 @@ class SequenceModel(nn.Module):
         mask: Tensor,
         targets: dict[str, Tensor] | None = None,
         weight: Tensor | None = None,
+        logits: str | None = None,
     ) -> dict[str, Tensor]:
         features = self.frontend(inputs, mask)
         keep = self._wanted()
@@ -58,6 +60,8 @@ class SequenceModel(nn.Module):
         for name, head in self.heads.items():
             if hasattr(head, "infeasible"):
                 found["infeasible"] = head.infeasible(read[name][1], targets[head.target]).sum()
+        if logits is not None:
+            found["logits"] = self.heads[logits](*read[logits]), read[logits][1]
         return found
 
     def _lasting(self) -> list[tuple[str, nn.Module]]:

@@ -13,6 +13,7 @@ from seqformer import metrics  # noqa: F401  importing registers their names
 from seqformer.checkpoint import load_weights, put_weights, verify
 from seqformer.config import Data, Part, Run, build_config, read_config
 from seqformer.data.dataset import VALID
+from seqformer.data.lineage import rows_seen
 from seqformer.data.loader import load_batches
 from seqformer.data.sampler import frame_budget, plan_batches
 from seqformer.data.targets import Targets, Units
@@ -223,13 +224,9 @@ class TrainedRun:
         return self.config.metric["name"], score(self.config.metric, values, truth), len(truth)
 
     def trained_on(self, ids: "polars.Series") -> list[str]:
-        """Those of the row ids that at least one finished fold was trained on."""
-        import polars
-
-        folds = polars.read_parquet(self.folder / "folds.parquet").filter(polars.col("id").is_in(ids.to_list()))
-        held_out = polars.col("fold").cast(polars.String)
-        seen = [~(("fold" + held_out) == name) for name in self.names]
-        return folds.filter(polars.any_horizontal(seen))["id"].to_list()
+        """Those of the row ids that at least one finished fold, or what it started from, was trained on."""
+        seen = set().union(*(rows_seen(self.folder / name) for name in self.names))
+        return [row_id for row_id in ids.to_list() if row_id in seen]
 
 
 def load_fold(folder: Path, config: Run, device: torch.device) -> tuple[SequenceModel, Targets]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars
 import pytest
-from conftest import TINY, change
+from conftest import DENSE, TINY, change, poisoned
 
 from seqformer.checkpoint import FILES, find_checkpoint, load_weights
 
@@ -193,3 +193,37 @@ def test_half_written_table_of_predictions(server, tiny, tmp_path, whole):
     (fold / ".oof.parquet.partial").write_bytes(b"PAR1")
     server.train(tiny(), tmp_path)
     assert not differing(tmp_path / "tiny", whole[0])
+
+
+def everything(tiny, root: Path) -> tuple[dict, dict]:
+    """A run, and one that starts from it and is taught by it, with each thing that changes with the epoch."""
+    store = poisoned(root / "rows", [])
+    table = polars.read_parquet(store)
+    table.with_columns(weight=polars.Series(range(40)) % 3 + 1.0, word=polars.col("text") + "w").write_parquet(store)
+    first = tiny(run="first", data__manifest=str(store), augment=[{"name": "gain"}], **DENSE)
+    first["train"] |= {"epochs": 1}
+    then = change(first, run="tiny", init_from=str(root / "first"))
+    then |= {"teacher": {"run": str(root / "first"), "weight": 0.5}}
+    then["train"] |= {"epochs": 4, "save_every": 3, "ema": 0.0, "swa": 0.4, "weight_power": [[0, 1.0], [2, 0.5]]}
+    then["train"] |= {"awp": {"size": 0.02, "from_epoch": 1}}
+    until = {"where": {"word": "aw"}, "epoch": 3}
+    then["sampling"] = {"weight": "weight", "power": [[0, 1.0], [3, 0.0]], "items": 24, "once_per": "word"}
+    then["sampling"] |= {"once_where": {"text": "c"}, "until": until}
+    return first, then
+
+
+def test_with_sampling_averages_adversary_and_teacher(server, tiny, tmp_path):
+    """Killed in each phase of the run: with weights averaged and not yet, before and after the adversary begins."""
+    first, plain = everything(tiny, tmp_path)
+    server.train(first, tmp_path)
+    calls = count_calls(server, plain, tmp_path / "whole")
+    wanted = outcome(tmp_path / "whole" / "tiny")
+    assert json.loads(wanted["fold0/last/state.json"])["averages"] == 3
+    steps = []
+    for workers, part in ((0, 0.35), (2, 0.7)):  # of the loader when the run goes on
+        root = tmp_path / str(part)
+        assert server.kill(plain, root, call=round(part * calls))
+        steps.append(check_newest(root / "tiny", root / "copy"))
+        server.train(change(plain, data__workers=workers), root)
+        assert not differing(root / "tiny", wanted)
+    assert 0 < steps[0] < steps[1]

@@ -18,6 +18,7 @@ from seqformer.checkpoint import write_file
 from seqformer.config import Run, Train, build_config, read_config, write_config
 from seqformer.data.dataset import VALID, draw_seed
 from seqformer.data.folds import assign_folds, fold_names, split_rows
+from seqformer.data.lineage import INHERITED
 from seqformer.data.manifest import manifest_hash, read_manifest
 from seqformer.data.sampler import frame_budget, padding_share, plan_batches
 from seqformer.data.sampling import RowSampler
@@ -41,6 +42,8 @@ from seqformer.registry import check, lookup
 from seqformer.train.log import RunLog
 from seqformer.train.loop import FoldJob, FoldTrainer, Position
 from seqformer.train.optim import check_optimizer
+from seqformer.train.stages import EarlierFold, earlier_folds, start_from
+from seqformer.train.teacher import load_teacher
 
 if TYPE_CHECKING:
     import polars
@@ -64,6 +67,8 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
     Raises InputError on a faulty config or manifest, or a run folder made with another config or manifest, before
     anything is written: the folder is made when the first fold is ready to train.
     """
+    import polars
+
     config = build_config(plain)
     config = replace(config, train=replace(config.train, precision=resolve_precision(config.train)))
     check_parts(config)
@@ -75,18 +80,24 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
     folder, table_hash = root / config.run, manifest_hash(config.data.manifest)
     if not accept_changes:
         refuse_changes(folder, plain, table_hash)
+    places = {name: folder / ("full" if name == "full" else f"fold{name}") for name in splits}
+    earlier = {
+        name: earlier_folds(config, root, name, table[valid]["id"], trained(places[name]))
+        for name, (_, valid) in splits.items()
+        if not (places[name] / "done.json").exists()
+    }
     first = fabric.global_rank == 0
     with RunLog(folder / "log.jsonl" if first else None, quiet or not first) as log:
         log.say(f"{config.run}: {table.height} rows, folds {', '.join(splits)} of {folds.max() + 1}, in {folder}")
         for done, (name, (train, valid)) in enumerate(splits.items()):
             log.progress("folds", done, len(splits))
-            fold = folder / ("full" if name == "full" else f"fold{name}")
+            fold = places[name]
             if (fold / "done.json").exists():
                 log.say(f"fold {name}: finished before, skipped")
                 continue
             started = time.perf_counter()
             key = int(folds.max()) + 1 if name == "full" else int(name)
-            job = prepare_fold(config, name, key, fold, table, train, valid, log)
+            job = prepare_fold(config, name, key, fold, table, train, valid, log, earlier[name])
             if first:
                 fold.mkdir(parents=True, exist_ok=True)
                 write_file(folder / "manifest_hash", table_hash + "\n")
@@ -94,6 +105,9 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
                 write_file(folder / "config.yaml", write_config(plain))
                 if "pretrained" in config.backbone:
                     write_file(fold / REMEMBERED, json.dumps(job.model.backbone.part, indent=1) + "\n")
+                if earlier[name] and not trained(fold):
+                    seen = sorted(set().union(*(one.seen for one in earlier[name].values())))
+                    write_table(polars.DataFrame({"id": seen}), fold / INHERITED)
                 write_file(fold / "targets.json", job.targets.to_json())
             trainer = FoldTrainer(job, fabric)
             for work in trainer.work():
@@ -192,8 +206,12 @@ def prepare_fold(
     train: np.ndarray,
     valid: np.ndarray,
     log: RunLog,
+    earlier: dict[str, EarlierFold],
 ) -> FoldJob:
-    """Fit the targets on the fold's training rows, and make its model and datasets; nothing is written."""
+    """Fit the targets on the fold's training rows, and make its model and datasets; nothing is written.
+
+    ``earlier``: folds of other runs that it starts from or is taught by, see ``seqformer.train.stages``.
+    """
     train_rows, valid_rows = keep_short(table[train], config, name, log), table[valid]
     heads = head_parts(config.head).values()
     columns = list(dict.fromkeys(map(head_target, heads)))
@@ -214,6 +232,9 @@ def prepare_fold(
         # As they are, without augmentation; examples that are no rows exist in an epoch only.
         epoch = VALID if len(data) == len(train_rows) else 0
         model.frontend.fit(data[epoch, index].inputs for index in range(len(data)))
+    if "init_from" in earlier:
+        start_from(model, targets, earlier["init_from"], config.init_skip)
+    teacher = load_teacher(config, earlier["teacher"], model, targets) if "teacher" in earlier else None
     sampler = None
     if config.sampling is not None:
         if len(data) != len(train_rows):
@@ -227,7 +248,7 @@ def prepare_fold(
         f"{parameters:,} parameters, {len(plan)} batches an epoch, padding {padding_share(frames, plan):.1%}"
     )
     held_out = make_dataset(config, valid_rows, targets, rate) if len(valid) else None
-    return FoldJob(config, name, key, folder, model, targets, data, held_out, log, sampler)
+    return FoldJob(config, name, key, folder, model, targets, data, held_out, log, sampler, teacher)
 
 
 def keep_short(rows: "polars.DataFrame", config: Run, name: str, log: RunLog) -> "polars.DataFrame":

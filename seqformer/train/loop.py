@@ -27,8 +27,10 @@ from seqformer.errors import InputError, first_few
 from seqformer.model import SequenceModel
 from seqformer.predict import main_head, predict_dataset, score, truth_of
 from seqformer.registry import lookup
+from seqformer.train.adversary import perturbed
 from seqformer.train.log import Meter, RunLog
 from seqformer.train.optim import averaged, learning_rate, make_optimizer
+from seqformer.train.teacher import Teacher
 from seqformer.train.throughput import matmul_speed, model_flops
 
 MOST_SKIPPED = 20  # steps in a row without a finite gradient: then it is no accident
@@ -61,6 +63,7 @@ class FoldJob:
     valid: Any | None
     log: RunLog
     sampler: RowSampler | None = None  # which rows an epoch trains on; default: all
+    teacher: Teacher | None = None
 
 
 class Work(NamedTuple):
@@ -77,7 +80,10 @@ class FoldTrainer:
     def __init__(self, job: FoldJob, fabric: Fabric):
         self.job, self.fabric, self.config = job, fabric, job.config
         self.model, self.optimizer = fabric.setup(job.model, make_optimizer(job.model, job.config.optim))
-        self.average = averaged(job.model, job.config.train.ema) if job.config.train.ema else None
+        train = job.config.train
+        self.average = averaged(job.model, train.ema or None) if train.ema or train.swa else None
+        if job.teacher:
+            job.teacher.model.to(fabric.device)
         self.at, self.meter = Position(), Meter()
         saved = job.model.state_dict().keys()
         self.buffers = [buffer for name, buffer in job.model.named_buffers() if name in saved]
@@ -87,8 +93,8 @@ class FoldTrainer:
 
     @property
     def eval_model(self) -> SequenceModel:
-        """The weights to use: the averaged ones where there are."""
-        return self.average.module if self.average else self.job.model
+        """The weights to use: the averaged ones where there are, and as soon as there are."""
+        return self.average.module if self.average and int(self.average.n_averaged) else self.job.model
 
     @property
     def scaler(self) -> torch.amp.GradScaler | None:
@@ -114,6 +120,8 @@ class FoldTrainer:
                     self.save("last")
             at.epoch, at.batch = at.epoch + 1, 0
             at.finished = at.epoch >= train.epochs
+            if train.swa and at.epoch > round(train.swa * train.epochs, 6):
+                self.average.update_parameters(self.job.model)
             if self.job.valid is not None and (at.epoch % train.validate_every == 0 or at.finished):
                 self.validate()
             self.save("last")
@@ -134,19 +142,21 @@ class FoldTrainer:
         group, lr = work.group, learning_rate(work.share, self.config.optim)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr * parameters["lr_scale"]
-        torch.manual_seed(draw_seed(self.config.seed, self.job.key, self.at.epoch, self.at.batch, fabric.global_rank))
         if self.buffers:
             torch._foreach_copy_(self.before, self.buffers)
         items, loss, infeasible = self.all_ranks(sum(float(batch.weight.sum()) for batch in group)), 0.0, 0
-        for index, batch in enumerate(group):
-            batch = batch.to(fabric.device)
-            with fabric.no_backward_sync(self.model, enabled=index + 1 < len(group)):
-                found = self.model(batch.inputs, batch.mask, batch.targets, batch.weight)
-                # Each batch counts by its items, so that accumulation and processes add up to one large batch.
-                share = batch.weight.sum() / max(items, 1e-8)
-                fabric.backward(found["loss"] * share * fabric.world_size)
-            loss += found["loss"].detach() * share
-            infeasible += found.get("infeasible", 0)
+        asked = {"logits": self.job.teacher.head} if self.job.teacher else {}
+        for clean in self.passes():
+            for index, batch in enumerate(group):
+                batch = batch.to(fabric.device)
+                with fabric.no_backward_sync(self.model, enabled=index + 1 < len(group)):
+                    found = self.model(batch.inputs, batch.mask, batch.targets, batch.weight, **asked)
+                    # Each batch counts by its items, so that accumulation and processes add up to one large batch.
+                    share = self.total(found, batch) * (batch.weight.sum() / max(items, 1e-8))
+                    fabric.backward(share * fabric.world_size)
+                if clean:
+                    loss += share.detach()
+                    infeasible += found.get("infeasible", 0)
         limit = train.clip or math.inf
         norm = fabric.clip_gradients(self.model, self.optimizer, max_norm=limit, error_if_nonfinite=False)
         self.update(group, float(norm))
@@ -158,18 +168,40 @@ class FoldTrainer:
         self.job.log.record(fold=self.job.name, epoch=self.at.epoch, step=self.at.step, **values)
         return values
 
+    def passes(self) -> Iterator[bool]:
+        """Passes over the batches of a step, True for the first, a second one only where weights are perturbed.
+
+        Both have the same draws of dropout and noise. (A generator, as ``work``.)
+        """
+        at, awp, rank = self.at, self.config.train.awp, self.fabric.global_rank
+        seed = draw_seed(self.config.seed, self.job.key, at.epoch, at.batch, rank)
+        torch.manual_seed(seed)
+        yield True
+        if awp and at.epoch >= awp.from_epoch:
+            with perturbed(self.job.model, awp):
+                self.optimizer.zero_grad(set_to_none=True)
+                torch.manual_seed(seed)
+                yield False
+
+    def total(self, found: dict[str, Any], batch: Batch) -> torch.Tensor:
+        """The loss to minimise: the model's own, or what is left of it beside the distance to a teacher."""
+        if self.job.teacher is None:
+            return found["loss"]
+        with self.fabric.autocast():
+            return self.job.teacher.loss(found, batch)
+
     def update(self, group: list[Batch], norm: float) -> None:
         """Move the weights, unless the gradient is not finite: then skip and name the batch, and stop if it goes on.
 
         A skipped step leaves nothing behind, in the running statistics of a BatchNorm neither.
         """
-        finite = math.isfinite(norm)
+        finite, train = math.isfinite(norm), self.config.train
         if finite or self.scaler:  # the loss scaler of fp16 skips by itself, and learns from it
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if finite:
             self.at.skipped = 0
-            if self.average:
+            if train.ema:
                 self.average.update_parameters(self.job.model)
             return
         if self.buffers:
@@ -263,8 +295,9 @@ class FoldTrainer:
         tensors = {f"optim.{key}": value for key, value in optim.items()}
         state = {**asdict(self.at), "fold": self.job.name, "targets": self.job.targets.fitted_on}
         state |= {"world": self.fabric.world_size, "optimizer": self.config.optim.name, "optim": plain}
+        state["teacher"] = self.job.teacher.digest if self.job.teacher else None
         state["averages"] = int(self.average.n_averaged) if self.average else 0
-        if self.average:
+        if self.eval_model is not self.job.model:
             tensors |= {f"raw.{key}": value for key, value in self.job.model.state_dict().items()}
         state["scaler"] = self.scaler.state_dict() if self.scaler else {}
         checkpoint.save_checkpoint(self.job.folder / name, self.eval_model.state_dict(), tensors, state)
@@ -286,7 +319,9 @@ class FoldTrainer:
         checkpoint.put_weights(self.job.model, raw or model, folder)
         if state["optimizer"] != self.config.optim.name:
             raise InputError(f"{folder} holds the state of optim.name: {state['optimizer']}")
-        if self.average:
+        if state.get("teacher") != (self.job.teacher.digest if self.job.teacher else None):
+            raise InputError(f"{folder} was taught by other weights than those of teacher.run now")
+        if self.average and state["averages"]:
             self.average.module.load_state_dict(model)
             self.average.n_averaged.fill_(state["averages"])
         optim = {key.removeprefix("optim."): value for key, value in rest.items() if key.startswith("optim.")}

@@ -21,8 +21,9 @@ LOOKAHEAD = "lookahead_"
 def make_optimizer(model: nn.Module, config: Optim) -> torch.optim.Optimizer:
     """AdamW of torch, or a timm optimiser by name; no weight decay on norms, biases and scales (one-axis parameters).
 
-    ``lookahead_`` before a name lets slow weights follow the fast ones (Zhang et al. 2019). ``betas`` go to every optimiser that has two. A group's ``lr_scale`` is the factor on the schedule's learning rate
-    (see ``lr_scales``). Raises InputError as ``check_optimizer`` does.
+    ``lookahead_`` before a name lets slow weights follow the fast ones (Zhang et al. 2019). ``betas`` go to every
+    optimiser that has two. A group's ``lr_scale`` is the factor on the schedule's learning rate (see ``lr_scales``).
+    Raises InputError as ``check_optimizer`` does.
     """
     check_optimizer(config.name)
     scales, found = lr_scales(model), {}
