@@ -66,7 +66,7 @@ def hand_track(phrase: str, who: dict, shapes: dict[str, np.ndarray], rng: np.ra
         way = (shapes[""] + shapes[character]) / 2
         frames += [way, *[shapes[character]] * int(who["hold"] + rng.integers(0, 3)), way, shapes[""]]
     frames += [shapes[""]] * int(rng.integers(0, 4))
-    x = np.stack(frames) * who["bend"] + rng.normal(0, 0.02, (len(frames), 21, 3))
+    x = np.stack(frames) * who["bend"] + rng.normal(0, 0.05, (len(frames), 21, 3))
     cos, sin = np.cos(who["slant"]), np.sin(who["slant"])
     x[..., :2] = x[..., :2] @ np.array([[cos, sin], [-sin, cos]])
     sway = np.cumsum(rng.normal(0, 0.003, (len(x), 1, 2)), axis=0)
@@ -78,7 +78,7 @@ def hand_track(phrase: str, who: dict, shapes: dict[str, np.ndarray], rng: np.ra
 def clip(phrase: str, who: dict, shapes: dict[str, np.ndarray], rng: np.random.Generator) -> np.ndarray:
     """Values (T, 1629) of a clip, float32, in the order of ``ALL_COLUMNS``."""
     signing = hand_track(phrase, who, shapes, rng)
-    signing[rng.random(len(signing)) < 0.04] = np.nan
+    signing[rng.random(len(signing)) < 0.05] = np.nan
     other = hand_track(phrase[:1], who, {key: shapes[""] for key in shapes}, rng)
     other = np.resize(other, signing.shape) + np.array([0.3, 0.2, 0])
     if rng.random() < 0.7:

@@ -8,12 +8,14 @@ clips of more than ``max_frames`` frames interpolated to that many.
 | column | meaning |
 |---|---|
 | text | the phrase |
-| split, participant, file | train or supplemental; the signer; the landmark file |
+| split, participant | train or supplemental; the signer |
+| file, sequence | where the clip comes from |
 | fold | 0 to 3, signers apart; -1, always trained on, for supplemental clips |
 | left_seen, right_seen | share of the frames in which that hand was detected |
 | raw_frames | frames before interpolation |
-| score | 1, or 0.5 for supplemental clips: what ``confidence`` replaces by out-of-fold scores |
 | weight | 0 for clips too short for their phrase, which are validated and not learned from; else 1 |
+
+The second stage has one column more, ``score``, from ``seqformer pseudo`` (see README.md).
 """
 
 import json
@@ -121,11 +123,11 @@ def clip_row(clip: dict, x: np.ndarray, folds: dict[int, int], least: float) -> 
         "split": clip["split"],
         "participant": str(clip["participant_id"]),
         "file": clip["path"],
+        "sequence": clip["sequence_id"],
         "fold": folds[clip["participant_id"]] if train else -1,
         "left_seen": float(seen[:, :21].any(axis=1).mean()),
         "right_seen": float(seen[:, 21:42].any(axis=1).mean()),
         "raw_frames": len(x),
-        "score": 1.0 if train else 0.5,
         "weight": float(learn),
     }
 

@@ -33,7 +33,12 @@ def clip(sign: int, who: np.random.Generator, rng: np.random.Generator) -> np.nd
     body = np.random.default_rng(BODY_SEED)
     points = body.uniform([0.4, 0.2, -0.1], [0.6, 0.45, 0.1], (ALL_POINTS, 3))
     hand = body.normal(0, 0.03, (21, 3))
-    size, slant, middle, left = who.uniform(0.8, 1.2), who.normal(0, 0.15), who.uniform(0.45, 0.55, 2), who.random() < 0.3
+    size, slant, middle, left = (
+        who.uniform(0.8, 1.2),
+        who.normal(0, 0.15),
+        who.uniform(0.45, 0.55, 2),
+        who.random() < 0.3,
+    )
     frames, sides = int(rng.integers(15, 45)), {"right_hand": 1, "left_hand": -1}
     x = np.repeat(points[None], frames, axis=0)
     both = sign % 3 == 0

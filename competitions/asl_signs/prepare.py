@@ -56,7 +56,9 @@ def read_landmarks(path: Path) -> np.ndarray:
     if unknown:
         raise seqformer.InputError(f"{path}: column 'type' holds {min(unknown)!r}; expected {', '.join(START)}")
     _, frame = np.unique(table["frame"].to_numpy(), return_inverse=True)
-    point = table["type"].replace_strict(START, return_dtype=polars.Int64).to_numpy() + table["landmark_index"].to_numpy()
+    point = (
+        table["type"].replace_strict(START, return_dtype=polars.Int64).to_numpy() + table["landmark_index"].to_numpy()
+    )
     frames = int(frame.max()) + 1
     if point.min() < 0 or point.max() >= ALL_POINTS:
         raise seqformer.InputError(f"{path}: column 'landmark_index' goes beyond the points of its type")
