@@ -1,4 +1,4 @@
-"""Signs: Kaggle's files are prepared whole or refused in one line, and the winner's small model is the published one."""
+"""Signs: Kaggle's files are prepared whole or refused in one line, and the winner's model is the published one."""
 
 import json
 import shutil
@@ -51,7 +51,8 @@ def test_each_point_has_its_mirror_and_the_config_knows_both():
 def test_every_clip_is_there_with_its_points_sign_and_signer(raw, prepared):
     table, store = seqformer.read_manifest(prepared), seqformer.Store(prepared.parent / "points")
     assert store.frame_shape == (118, 2) and table["label"].dtype.categories.to_list() == ["sign_0", "sign_1", "sign_2"]
-    for row, source in zip(table.iter_rows(named=True), polars.read_csv(raw / "train.csv").iter_rows(named=True)):
+    sources = polars.read_csv(raw / "train.csv").iter_rows(named=True)
+    for row, source in zip(table.iter_rows(named=True), sources, strict=True):
         assert (row["id"], row["participant"]) == (str(source["sequence_id"]), str(source["participant_id"]))
         assert row["label"] == source["sign"]
         clip, x = polars.read_parquet(raw / source["path"]), store[row["row"]]
