@@ -102,7 +102,7 @@ def prepare(folder: Path, out: Path) -> Path:
 def print_summary(table: polars.DataFrame) -> None:
     """Clips, frames and hands of each signer."""
     print("signer       clips  signs  frames  left seen  right seen")
-    for (signer,), some in table.group_by("participant", maintain_order=True):
+    for (signer,), some in table.sort("participant").group_by("participant", maintain_order=True):
         seen = f"{some['left_seen'].mean():9.2f}  {some['right_seen'].mean():10.2f}"
         print(f"{signer:9}  {some.height:7,}  {some['label'].n_unique():5}  {some['frames'].mean():6.0f}  {seen}")
     removed = table["raw_frames"].sum() - table["frames"].sum()
