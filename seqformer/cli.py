@@ -12,6 +12,9 @@ import typer
 from seqformer.errors import InputError, nearest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or the file of a blend.")]
+Where = Annotated[list[str] | None, typer.Option(help="Keep rows by column=value.")]
+Tta = Annotated[bool, typer.Option("--tta/--no-tta", help="Predict changed rows as well, as the config's tta says.")]
 RunFolder = Annotated[Path, typer.Argument(help="A run folder, such as runs/demo.")]
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config.")]
 
@@ -22,6 +25,7 @@ def train(
     overrides: Overrides = None,
     root: Annotated[Path, typer.Option(help="Where run folders are made.")] = Path("runs"),
     accept_changes: Annotated[bool, typer.Option(help="Go on although the run was made with another config.")] = False,
+    seeds: Annotated[str | None, typer.Option(help="Several runs of one config on the same folds, as 0,1,2.")] = None,
 ) -> None:
     """Train the folds of a config; an interrupted run goes on where it stopped."""
     from seqformer.config import read_config
@@ -29,24 +33,31 @@ def train(
     plain = read_config(config, overrides or [])
     load_competition(plain.get("competition"))
     from seqformer.train.crossval import train_run
+    from seqformer.train.seeds import train_seeds
 
-    train_run(plain, root, accept_changes)
+    if seeds is None:
+        train_run(plain, root, accept_changes)
+    elif not all(seed.strip().isdecimal() for seed in seeds.split(",")):
+        raise InputError(f"--seeds {seeds}: expected whole numbers, such as 0,1,2")
+    else:
+        train_seeds(plain, root, [int(seed) for seed in seeds.split(",")], accept_changes)
 
 
 @app.command()
 def predict(
-    run: RunFolder,
+    runs: Runs,
     manifest: Annotated[Path, typer.Argument(help="The rows to predict.")],
     out: Annotated[Path, typer.Argument(help="The parquet file to write: id, prediction.")],
-    where: Annotated[list[str] | None, typer.Option(help="Keep rows by column=value.")] = None,
+    where: Where = None,
+    tta: Tta = True,
 ) -> None:
-    """Predict the rows of a manifest with all finished folds of a run together."""
+    """Predict the rows of a manifest with all finished folds of one run, several runs or a blend together."""
     import polars
 
     from seqformer.train.crossval import write_table
 
-    trained, table = open_run(run), read_rows(manifest, where)
-    found = trained.predict(table)
+    trained, table = open_runs(runs), read_rows(manifest, where)
+    found = trained.predict(table, tta)
     values = [value if isinstance(value, str) else value.tolist() for value in found.values()]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_table(polars.DataFrame({"id": list(found), "prediction": values}), out)
@@ -55,15 +66,68 @@ def predict(
 
 @app.command()
 def score(
-    run: RunFolder,
+    runs: Runs,
     manifest: Annotated[Path, typer.Argument(help="Rows with the target column, none of them trained on.")],
-    where: Annotated[list[str] | None, typer.Option(help="Keep rows by column=value.")] = None,
+    where: Where = None,
     seen: Annotated[bool, typer.Option(help="Score rows although folds were trained on them.")] = False,
+    tta: Tta = True,
 ) -> None:
-    """Score a run's fold ensemble on rows that no fold was trained on."""
+    """Score the ensemble of a run's folds, of several runs or of a blend on rows that no fold was trained on."""
+    trained, table = open_runs(runs), read_rows(manifest, where)
+    name, value, rows = trained.score(table, seen, tta)
+    folds = sum(len(run.names) for run in getattr(trained, "runs", [trained]))
+    typer.echo(f"{name} {value:.4f} on {rows} rows, {folds} folds")
+
+
+@app.command()
+def blend(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders with the same rows and folds.")],
+    out: Annotated[Path, typer.Option(help="The file to write, such as runs/blend.json, for predict and score.")],
+    equal: Annotated[bool, typer.Option(help="Equal weights, nothing fitted.")] = False,
+) -> None:
+    """Weigh several runs by their out-of-fold predictions; the score is of folds the weights were not fitted on."""
+    from seqformer.blend import blend_runs
+    from seqformer.train.log import RunLog
+
+    for run in runs:
+        open_run(run)
+    path = out if out.suffix == ".json" else out / "blend.json"
+    found = blend_runs(runs, path, equal)
+    rows = [[Path(run["run"]).name, f"{run['weight']:.4f}", f"{run['score']:.4f}"] for run in found["runs"]]
+    rows.append(["equal weights", "", f"{found['equal']:.4f}"])
+    rows += [] if equal else [["blend, cross-fitted", "", f"{found['score']:.4f}"]]
+    with RunLog(None) as log:
+        log.table(f"{path}: {found['rows']} rows", ["run", "weight", found["metric"]], rows)
+
+
+@app.command()
+def pseudo(
+    run: RunFolder,
+    manifest: Annotated[Path, typer.Argument(help="Rows to label or, with --own or --metric, those of the run.")],
+    out: Annotated[Path, typer.Argument(help="The manifest to write, for data.pseudo of a config.")],
+    threshold: Annotated[float, typer.Option(help="Leave out labels less probable than this.")] = 0.0,
+    column: Annotated[str | None, typer.Option(help="The column to write, the run's target by default.")] = None,
+    where: Where = None,
+    tta: Tta = True,
+    own: Annotated[bool, typer.Option(help="Out-of-fold predictions of the run's own rows, as a target.")] = False,
+    metric: Annotated[bool, typer.Option(help="The run's metric of each of these instead.")] = False,
+) -> None:
+    """Label rows by each fold's model apart, so that a run with the same folds can train on them without a leak."""
+    from seqformer.data.manifest import write_manifest
+    from seqformer.oof import read_out_of_fold
+    from seqformer.pseudo import label_rows, own_targets
+
     trained, table = open_run(run), read_rows(manifest, where)
-    name, value, rows = trained.score(table, seen)
-    typer.echo(f"{name} {value:.4f} on {rows} rows, {len(trained.names)} folds")
+    if own or metric:
+        write_manifest(own_targets(read_out_of_fold(run), table, column, metric), out)
+        typer.echo(f"{table.height} rows with out-of-fold targets -> {out}")
+        return
+    labelled, low, grouped = label_rows(trained, table, column, threshold, tta)
+    write_manifest(labelled, out)
+    left = (
+        f"; left out: {low} below {threshold:g}, {grouped} of groups that the fold validates" if low + grouped else ""
+    )
+    typer.echo(f"{labelled.height} labels of {table.height} rows by {len(trained.names)} folds -> {out}{left}")
 
 
 @app.command()
@@ -211,6 +275,15 @@ def open_run(folder: Path):
     if (folder / "config.yaml").is_file():
         load_competition(read_config(folder / "config.yaml").get("competition"))
     return TrainedRun(folder)
+
+
+def open_runs(places: list[Path]):
+    """What predicts together: a run, several runs equally, or those of a blend file by its weights."""
+    from seqformer.ensemble import Ensemble, read_blend
+
+    if len(places) == 1:
+        return read_blend(places[0], open_run) if places[0].suffix == ".json" else open_run(places[0])
+    return Ensemble([open_run(place) for place in places])
 
 
 def read_rows(manifest: Path, where: list[str] | None) -> Any:

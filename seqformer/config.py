@@ -26,13 +26,13 @@ class Data:
     """Where the rows are and how they are batched; budgets are padded lengths, in seconds or in frames as read."""
 
     manifest: str
-    pseudo: list[str] = field(default_factory=list)  # manifests of `seqformer pseudo`: more rows to train on, by fold
     where: dict[str, Any] = field(default_factory=dict)  # keep rows by {column: value or list of values}
     max_seconds: float | None = None  # longer rows are not trained on (counted in the log), but always validated
     batch_seconds: float | None = None
     batch_frames: int | None = None
     max_items: int = 512
     workers: int = 0
+    pseudo: list[str] = field(default_factory=list)  # manifests of `seqformer pseudo`: more rows to train on, by fold
 
 
 @dataclass(frozen=True)
@@ -231,6 +231,11 @@ def build_config(plain: dict[str, Any], where: str = "config") -> Run:
     for kind in PLUGGABLE:
         _check_named(kind, getattr(run, kind), where)
     _check_named("augment", run.tta, where)
+    for part in run.tta:
+        if "p" in part:
+            raise InputError(
+                f"{where}: tta: {part['name']!r} has p {part['p']}; there, every transform is always applied"
+            )
     run = dataclasses.replace(run, backbone=named("backbone", run.backbone))
     if not re.fullmatch(r"[\w.-]+", run.run) or run.run.startswith("."):
         raise InputError(f"{where}: run {run.run!r} must be a plain folder name: letters, digits, '_', '-', '.'")

@@ -90,11 +90,17 @@ def _gather(found: Predictions, losses: dict, world: int) -> tuple[Predictions, 
 
 
 def score(metric: dict[str, Any], predictions: list, truth: list) -> float:
-    """A registered metric with its keywords; per-frame answers are scored over all frames that have a truth."""
+    """A registered metric with its keywords, over all frames, or items with several values, that have a truth.
+
+    The metric gets one row each; of several values in a row some may be NaN, not scored.
+    """
     arguments = {key: value for key, value in metric.items() if key != "name"}
     if truth and np.ndim(truth[0]):
-        flat, guess = np.concatenate(truth), np.concatenate(predictions)
-        keep = flat >= 0 if np.issubdtype(flat.dtype, np.integer) else np.isfinite(flat)
+        # A prediction of frames has two axes (T, V), one of an item's values has one, as its truth.
+        join = np.stack if np.ndim(predictions[0]) == 1 else np.concatenate
+        flat, guess = join(truth), join(predictions)
+        scored = flat >= 0 if np.issubdtype(flat.dtype, np.integer) else np.isfinite(flat)
+        keep = scored.any(axis=1) if scored.ndim == 2 else scored
         predictions, truth = guess[keep], flat[keep]
     return lookup("metric", metric["name"])(predictions, truth, **arguments)
 

@@ -22,8 +22,6 @@ class ChangedDataset:
     """
 
     def __init__(self, dataset, part: dict[str, Any], variant: int, seed: int):
-        if "p" in part:
-            raise InputError(f"tta: {part['name']!r} has p {part['p']}, but every transform there is always applied")
         self.dataset, self.name, self.key = dataset, part["name"], (seed, variant)
         self.change = Augment([part | {"p": 1.0}])
 

@@ -53,6 +53,10 @@ RULES = {
     "analyze_plots": {"errors", "analyze"},  # for its types
     "profile": PARTS | {"model"},
     "profile_table": {"profile", "checkpoint", "model", "backbones.ladder"},
+    "oof": PREDICT | {"predict"},
+    "ensemble": PREDICT | {"predict"},
+    "pseudo": PREDICT | {"predict", "oof"},
+    "blend": PREDICT | {"predict", "oof", "ensemble"},
     "tta": {"augment", "batch", "data", "errors"},
     "submission": {"checkpoint", "errors"},
     "train": PREDICT | {"train", "predict", "augment", "timm_import"},

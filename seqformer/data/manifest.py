@@ -200,6 +200,7 @@ def _check_store(rows: "polars.DataFrame", store: Store, path: Path) -> None:
         raise InputError(f"{path}: {bad.height} rows differ from their store: {first_few(told)}")
 
 
-def manifest_hash(path: str | Path) -> str:
-    """SHA-256 of the manifest file: a run remembers which table it was trained on."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def manifest_hash(path: str | Path, *others: str | Path) -> str:
+    """SHA-256 of a run's manifest, and of its others where it has some: a run remembers what it was trained on."""
+    hashes = [hashlib.sha256(Path(place).read_bytes()).hexdigest() for place in (path, *others)]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest() if others else hashes[0]

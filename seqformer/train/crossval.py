@@ -4,8 +4,7 @@ import io
 import json
 import os
 import time
-from dataclasses import asdict, replace
-from inspect import signature
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,37 +12,28 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from seqformer.augment.compose import Augment
 from seqformer.checkpoint import write_file
 from seqformer.config import Run, Train, build_config, read_config, write_config
-from seqformer.data.dataset import VALID, draw_seed
 from seqformer.data.folds import assign_folds, fold_names, split_rows
 from seqformer.data.lineage import INHERITED
 from seqformer.data.manifest import manifest_hash, read_manifest
-from seqformer.data.sampler import frame_budget, padding_share, plan_batches
-from seqformer.data.sampling import RowSampler
-from seqformer.data.targets import Targets, Units, fit_targets
-from seqformer.data.text import unknown_symbols
+from seqformer.data.provenance import check_own_targets, pseudo_rows
 from seqformer.errors import InputError, first_few
 from seqformer.model import head_parts
 from seqformer.predict import (
     REMEMBERED,
-    build_model,
-    head_target,
     load_fold,
-    load_targets,
     main_head,
-    make_dataset,
     predict_dataset,
     score,
     truth_of,
 )
-from seqformer.registry import check, lookup
+from seqformer.registry import check
+from seqformer.train.fold import prepare_fold, trained
 from seqformer.train.log import RunLog
 from seqformer.train.loop import FoldJob, FoldTrainer, Position
 from seqformer.train.optim import check_optimizer
-from seqformer.train.stages import EarlierFold, earlier_folds, start_from
-from seqformer.train.teacher import load_teacher
+from seqformer.train.stages import earlier_folds
 
 if TYPE_CHECKING:
     import polars
@@ -76,8 +66,12 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
     kinds = {key: getattr(config.folds, key) for key in ("kind", "n", "by", "stratify", "valid")}
     folds = assign_folds(table, **kinds, seed=config.seed if config.folds.seed is None else config.folds.seed)
     splits = {name: split_rows(folds, name) for name in fold_names(folds, config.folds.use)}
+    check_own_targets(table, folds)
+    labels = config.data.pseudo, table, folds
+    by = config.folds.by if "group" in config.folds.kind else None
+    extra = {name: pseudo_rows(*labels, name, main_head(config.head)[1], by) for name in splits}
     fabric = make_fabric(config.train)
-    folder, table_hash = root / config.run, manifest_hash(config.data.manifest)
+    folder, table_hash = root / config.run, manifest_hash(config.data.manifest, *config.data.pseudo)
     if not accept_changes:
         refuse_changes(folder, plain, table_hash)
     places = {name: folder / ("full" if name == "full" else f"fold{name}") for name in splits}
@@ -97,7 +91,7 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
                 continue
             started = time.perf_counter()
             key = int(folds.max()) + 1 if name == "full" else int(name)
-            job = prepare_fold(config, name, key, fold, table, train, valid, log, earlier[name])
+            job = prepare_fold(config, name, key, fold, table, train, valid, log, earlier[name], extra[name])
             if first:
                 fold.mkdir(parents=True, exist_ok=True)
                 write_file(folder / "manifest_hash", table_hash + "\n")
@@ -168,11 +162,6 @@ def check_parts(config: Run) -> None:
     check_optimizer(config.optim.name)
 
 
-def trained(folder: Path) -> bool:
-    """Whether anything in a fold's folder took time to make."""
-    return (folder / "done.json").exists() or any(folder.glob("last*/state.json"))
-
-
 def refuse_changes(folder: Path, plain: dict[str, Any], table_hash: str) -> None:
     """Raise InputError when a run has trained with another config or manifest."""
     if not any(trained(path.parent) for path in folder.glob("*/targets.json")):
@@ -195,98 +184,6 @@ def differing_keys(first: Any, second: Any, prefix: str = "") -> list[str]:
         return [found for key in keys for found in differing_keys(one.get(key), two.get(key), f"{prefix}{key}.")]
     key = prefix.rstrip(".")
     return [] if first == second or key in FREE else [key]
-
-
-def prepare_fold(
-    config: Run,
-    name: str,
-    key: int,
-    folder: Path,
-    table: "polars.DataFrame",
-    train: np.ndarray,
-    valid: np.ndarray,
-    log: RunLog,
-    earlier: dict[str, EarlierFold],
-) -> FoldJob:
-    """Fit the targets on the fold's training rows, and make its model and datasets; nothing is written.
-
-    ``earlier``: folds of other runs that it starts from or is taught by, see ``seqformer.train.stages``.
-    """
-    train_rows, valid_rows = keep_short(table[train], config, name, log), table[valid]
-    heads = head_parts(config.head).values()
-    columns = list(dict.fromkeys(map(head_target, heads)))
-    weights = list(dict.fromkeys(part["weights"] for part in heads if part.get("weights")))
-    if trained(folder):
-        targets = load_targets(folder)
-        targets.require_fitted_on(train_rows["id"])
-    else:
-        targets = fit_targets(train_rows, columns, asdict(config.text) if config.text else None, table, weights)
-    report_unknown(targets, valid_rows, name, log)
-    torch.manual_seed(draw_seed(config.seed, key))
-    model = build_model(config, targets, folder if trained(folder) else None)
-    report_features(config, getattr(model.backbone, "features", {}), name, log)
-    rate = getattr(model.frontend, "rate", None)
-    augment = Augment(config.augment) if config.augment else None
-    data = make_dataset(config, train_rows, targets, rate, augment=augment, training=True)
-    if hasattr(model.frontend, "fit") and not trained(folder):
-        # As they are, without augmentation; examples that are no rows exist in an epoch only.
-        epoch = VALID if len(data) == len(train_rows) else 0
-        model.frontend.fit(data[epoch, index].inputs for index in range(len(data)))
-    if "init_from" in earlier:
-        start_from(model, targets, earlier["init_from"], config.init_skip)
-    teacher = load_teacher(config, earlier["teacher"], model, targets) if "teacher" in earlier else None
-    sampler = None
-    if config.sampling is not None:
-        if len(data) != len(train_rows):
-            raise InputError(f"sampling draws rows, but dataset {config.dataset['name']!r} makes its examples up")
-        sampler = RowSampler(train_rows, config.sampling, [config.seed, key])
-    frames = data.frames(0)[sampler(0) if sampler else slice(None)]
-    plan = plan_batches(frames, frame_budget(config.data, data.rate), config.data.max_items, [config.seed, key])
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    log.say(
-        f"fold {name}: {len(frames)} examples to train on, {len(valid_rows)} rows to validate on, "
-        f"{parameters:,} parameters, {len(plan)} batches an epoch, padding {padding_share(frames, plan):.1%}"
-    )
-    held_out = make_dataset(config, valid_rows, targets, rate) if len(valid) else None
-    return FoldJob(config, name, key, folder, model, targets, data, held_out, log, sampler, teacher)
-
-
-def keep_short(rows: "polars.DataFrame", config: Run, name: str, log: RunLog) -> "polars.DataFrame":
-    """Training rows up to ``max_seconds``; the others are counted and named, never dropped silently."""
-    limit = config.data.max_seconds
-    if limit is None:
-        return rows
-    if "rate" not in rows.columns:
-        raise InputError("data.max_seconds needs a rate in the manifest")
-    long = rows["frames"] > limit * rows["rate"]
-    if long.any():
-        log.say(
-            f"fold {name}: {long.sum()} rows above {limit:g} s are not trained on: {first_few(rows.filter(long)['id'])}"
-        )
-    if long.all():
-        raise InputError(f"data.max_seconds: no training row is as short as {limit:g} s")
-    return rows.filter(~long)
-
-
-def report_unknown(targets: Targets, valid: "polars.DataFrame", name: str, log: RunLog) -> None:
-    """Say how many validation texts hold characters that no training row has: they count as errors in the score."""
-    for column, encoder in targets.encoders.items():
-        if isinstance(encoder, Units):
-            found = [text for text in valid[column].to_list() if unknown_symbols(encoder.tokenizer, text or "")]
-            if found:
-                log.say(f"fold {name}: {len(found)} validation texts hold characters or words not seen in training")
-
-
-def report_features(config: Run, trained_on: dict[str, Any], name: str, log: RunLog) -> None:
-    """Say where the features of a run differ from those that the checkpoint it starts from was trained on."""
-    if trained_on.get("name") != config.frontend["name"]:
-        return
-    usual = {key: value.default for key, value in signature(lookup("frontend", trained_on["name"])).parameters.items()}
-    free = {"spec_augment", "dither"}  # noise of training
-    theirs, ours = ({key: part.get(key, usual[key]) for key in usual} for part in (trained_on, config.frontend))
-    found = [f"{key} {theirs[key]!r}" for key in usual if key not in free and theirs[key] != ours[key]]
-    if found:
-        log.say(f"fold {name}: the checkpoint was trained on features with {', '.join(found)}; the config has others")
 
 
 def finish_fold(job: FoldJob, fabric: Fabric, at: Position, seconds: float) -> None:
