@@ -14,7 +14,10 @@ from competitions.asl_fingerspelling.points import ALL_COLUMNS, COLUMNS, LEFT, P
 from competitions.asl_fingerspelling.prepare import prepare, shortened
 from competitions.asl_fingerspelling.submit import DUMMY, submit, with_dummy
 from seqformer.config import build_config, read_config
+from seqformer.metrics import cer
+from seqformer.oof import read_out_of_fold
 from seqformer.predict import TrainedRun
+from seqformer.pseudo import own_targets
 from seqformer.train.crossval import train_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -39,12 +42,19 @@ def raw(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def prepared(raw) -> Path:
-    """Its manifest, with the column that the first stage makes for the second."""
-    manifest = prepare(raw, raw.parent / "data")
-    table = polars.read_parquet(manifest)
-    scores = polars.when(table["split"] == "train").then(polars.lit(0.5))
-    seqformer.write_manifest(table.with_columns(score=scores), manifest)
-    return manifest
+    return prepare(raw, raw.parent / "data")
+
+
+@pytest.fixture(scope="module")
+def scored(prepared) -> Path:
+    """The manifest with the column that the first stage makes for the second."""
+    plain = read_config(CONFIGS / f"{STAGES[0]}.yaml", [*TINY, f"data.manifest={prepared}", "run=first"])
+    train_run(plain, prepared.parent, quiet=True)
+    table = own_targets(
+        read_out_of_fold(prepared.parent / "first"), polars.read_parquet(prepared), "score", metric=True
+    )
+    seqformer.write_manifest(table, prepared.with_name("stage2.parquet"))
+    return prepared.with_name("stage2.parquet")
 
 
 def damaged(raw: Path, folder: Path) -> Path:
@@ -129,21 +139,26 @@ def test_faulty_files_are_refused_in_one_line(raw, tmp_path, wanted):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_each_config_trains_predicts_and_submits(prepared, tmp_path, name):
+def test_each_config_trains_predicts_and_submits(scored, tmp_path, name):
     config = CONFIGS / f"{name}.yaml"
     assert len(config.read_text().splitlines()) <= 45
     build_config(read_config(config))
     more = ["head.middle.at=0"] if name.endswith("ctc") else []
-    plain = read_config(config, [*TINY, *more, f"data.manifest={prepared}", "folds.use=1", "run=tiny"])
-    found = train_run(plain, tmp_path, quiet=True)
-    assert np.isfinite(found["out_of_fold"])
+    plain = read_config(config, [*TINY, *more, f"data.manifest={scored}", "folds.use=1", "run=tiny"])
+    assert np.isfinite(train_run(plain, tmp_path, quiet=True)["out_of_fold"])
     seqformer.save_pretrained(TrainedRun(tmp_path / "tiny").fold("1"), tmp_path / "saved")
-    answers = polars.read_csv(submit(tmp_path / "saved", prepared, tmp_path / "out"), schema_overrides={"phrase": str})
-    table = polars.read_parquet(prepared)
-    assert answers.columns == ["sequence_id", "phrase"] and answers["sequence_id"].equals(
-        table["sequence"].alias("sequence_id")
-    )
+    answers = polars.read_csv(submit(tmp_path / "saved", scored, tmp_path / "out"), schema_overrides={"phrase": str})
+    table = polars.read_parquet(scored).select(sequence_id="sequence")
+    assert answers.columns == ["sequence_id", "phrase"] and answers.select("sequence_id").equals(table)
     assert json.loads((tmp_path / "out" / "inference_args.json").read_text()) == {"selected_columns": COLUMNS}
+
+
+def test_the_second_stage_learns_scores_out_of_fold_and_of_no_other_clip(scored):
+    table = polars.read_parquet(scored)
+    oof = polars.read_parquet(scored.parent / "first" / "oof.parquet")
+    wanted = {row["id"]: 1 - cer([row["prediction"]], [row["truth"]]) for row in oof.iter_rows(named=True)}
+    assert dict(table.filter(table["split"] == "train").select("id", "score").iter_rows()) == pytest.approx(wanted)
+    assert table.filter(table["split"] == "supplemental")["score"].is_null().all()
 
 
 def test_the_dummy_phrase_stands_for_short_and_doubtful_clips():
