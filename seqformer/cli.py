@@ -124,10 +124,9 @@ def pseudo(
         return
     labelled, low, grouped = label_rows(trained, table, column, threshold, tta)
     write_manifest(labelled, out)
-    left = (
-        f"; left out: {low} below {threshold:g}, {grouped} of groups that the fold validates" if low + grouped else ""
-    )
-    typer.echo(f"{labelled.height} labels of {table.height} rows by {len(trained.names)} folds -> {out}{left}")
+    left = [f"{low} below {threshold:g}"] * bool(low) + [f"{grouped} of groups that the fold validates"] * bool(grouped)
+    told = f"; left out: {', '.join(left)}" if left else ""
+    typer.echo(f"{labelled.height} labels of {table.height} rows by {len(trained.names)} folds -> {out}{told}")
 
 
 @app.command()

@@ -178,7 +178,7 @@ def test_shipped_configs(path, monkeypatch):
     load_competition(plain.get("competition"))
     run = build_config(plain)
     check_parts(run)
-    assert run.run == path.stem and len(text.splitlines()) <= 40
+    assert run.run == path.stem and len(text.splitlines()) <= 45
     assert "${" not in text and "!" not in text
     assert read_config(path) == yaml.safe_load(text)
 

@@ -2,8 +2,9 @@
 
 FOLDER holds Kaggle's ``train.json`` and ``test.json`` (a JSON object a line) and ``bpps/<id>.npy``, or the same as
 ``train.parquet`` and ``test.parquet`` with sparse base pairs in ``train_bpp.parquet`` and ``test_bpp.parquet`` (lists
-``i``, ``j``, ``p``). OUT gets ``manifest.parquet``, ``tokens/`` (T, 3): base, bracket and loop type, and ``pairs/``
-(n, 4): two positions, their pairing probability, and 1 where the predicted structure pairs them.
+``i``, ``j``, ``p``). OUT gets ``manifest.parquet``; ``unlabelled.parquet``, its test rows without their truth, to be
+labelled by a run; ``tokens/`` (T, 3): base, bracket and loop type; ``pairs/`` (n, 4): two positions, their pairing
+probability, and 1 where the predicted structure pairs them.
 
 | column | meaning |
 |---|---|
@@ -140,6 +141,7 @@ def prepare(folder: Path, out: Path) -> Path:
         table = finish(rows)
         (out / "manifest.parquet").unlink(missing_ok=True)  # the old one must never point into the new stores
     seqformer.write_manifest(table, out / "manifest.parquet")
+    seqformer.write_manifest(table.filter(split="test").drop("degradation"), out / "unlabelled.parquet")
     for (split, length), some in table.group_by("split", "seq_length", maintain_order=True):
         print(f"{split:6} {length:4} bases  {len(some):6,} rows  {some['cluster'].n_unique():6,} clusters")
     return out / "manifest.parquet"
