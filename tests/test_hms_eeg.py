@@ -11,6 +11,7 @@ from competitions.hms_eeg.generate import generate
 from competitions.hms_eeg.prepare import ELECTRODES, MONTAGE, VOTES, WINDOW, band_passed, bipolar, prepare
 from competitions.hms_eeg.submit import submit
 from seqformer import InputError, SequenceDataset, read_manifest
+from seqformer.config import read_config
 
 torch.set_num_threads(1)
 
@@ -57,8 +58,6 @@ def test_channels_are_differences_and_the_band_is_kept():
 
 
 def test_the_config_swaps_left_for_right():
-    from seqformer.config import read_config
-
     parts = {part["name"]: part for part in read_config("configs/hms_eeg.yaml")["augment"]}
     sides = str.maketrans("12345678", "21436587")  # odd numbers are left
     swapped = [name.replace("Fp", "fp").translate(sides).replace("fp", "Fp") for name in MONTAGE]
