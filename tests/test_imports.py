@@ -58,6 +58,7 @@ RULES = {
     "pseudo": PREDICT | {"predict", "oof"},
     "blend": PREDICT | {"predict", "oof", "ensemble"},
     "tta": {"augment", "batch", "data", "errors"},
+    "new_competition": {"errors"},
     "submission": {"checkpoint", "errors"},
     "train": PREDICT | {"train", "predict", "augment", "timm_import"},
 }
