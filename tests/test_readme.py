@@ -1,6 +1,7 @@
 """Every block of code in the README runs, and every command in it is one that runs.
 
-Those in blocks marked ``shell`` need the data of a competition: test_new_competition, test_blend and test_leaks run their like.
+Those in blocks marked ``shell`` need the data of a competition: test_new_competition, test_blend and
+test_leaks run their like.
 """
 
 import re
