@@ -43,6 +43,7 @@ RULES = {
     | {"backbones.conformer"},
     "heads": PARTS | {"decode"},
     "decode": {"nn", "decode"},
+    "lm": {"lm", "decode", "data.text", "errors"},
     "model": {"frontends", "backbones", "heads", "registry", "errors"},
     "augment": {"augment", "batch", "registry", "errors"},
     "data": DATA,
