@@ -59,7 +59,8 @@ RULES = {
     "model": {"frontends", "backbones", "heads", "registry", "errors"},
     "augment": {"augment", "batch", "registry", "errors"},
     "data": DATA,
-    "pretrained": PARTS | {"published", "batch", "data.audio", "data.folder", "data.text", "heads.ctc", "model"},
+    "pretrained": PARTS
+    | {"published", "batch", "data.audio", "data.folder", "data.text", "decode", "heads.ctc", "model"},
     "published": {"published", "backbones.encoder", "errors"},
     "transcripts": {"data", "decode", "model"},
     "predict": PREDICT,
@@ -68,6 +69,8 @@ RULES = {
     "profile": PARTS | {"model"},
     "profile_table": {"profile", "checkpoint", "model", "backbones.ladder"},
     "oof": PREDICT | {"predict"},
+    "tune_lm": PREDICT | {"predict", "oof", "lm"},
+    "cli_lm": {"cli", "decode", "lm", "tune_lm", "train.log", "errors"},
     "ensemble": PREDICT | {"predict"},
     "pseudo": PREDICT | {"predict", "oof"},
     "blend": PREDICT | {"predict", "oof", "ensemble"},
