@@ -64,10 +64,17 @@ class Fusion:
         self.next, self.ends = _tree(words)
         # No log p is above 0. A unit ends at most as many words as it has spaces; with characters, a space may be due.
         tokens = [len(text) + 1 if model and model.units == "chars" else text.count(" ") for text in self.spellings]
-        gain = max(bonus, 0.0) * bool(model), hot * bool(words)
-        self.most = np.array(
-            [gain[0] * n + gain[1] * len(text) for n, text in zip(tokens, self.spellings, strict=True)]
-        )
+        bonuses = max(bonus, 0.0) * bool(model) * np.array(tokens)
+        self.most = bonuses + hot * np.array([self._most_hot(text) for text in self.spellings])
+
+    def _most_hot(self, spelling: str) -> int:
+        """At most so many characters of a unit go on with a hot word, wherever in one, or in none, the text stands."""
+        nodes, count = {node for node, _ in self.next} | {0}, 0
+        for character in spelling:
+            nodes = {self.next[node, character] for node in nodes if (node, character) in self.next}
+            count += bool(nodes)
+            nodes |= {0} if character == " " else set()
+        return count
 
     def start(self) -> Place:
         return Place(self.model.start() if self.model else None, "", False, 0, 0.0)

@@ -87,8 +87,10 @@ class _Search:
         self.last = np.full(shape, -1)
         self.hash, self.above = np.full(shape, ROOT), np.full(shape, ORPHAN)
         self.history: list[tuple[np.ndarray, np.ndarray]] = []  # of each frame: prefix before, and unit or -1
-        self.states = [[guide.start()] + [None] * (beam - 1) for _ in range(items)] if guide else None
-        self.known: dict = {}  # (state, unit) -> what the guide said
+        self.state = np.zeros(shape, int)  # the guide's, a place in ``states``
+        self.states = [guide.start()] if guide else []
+        self.numbers = {state: number for number, state in enumerate(self.states)}
+        self.known: dict[tuple[int, int], tuple[float, int]] = {}  # (state, unit) -> what the guide said
 
     def step(self, log_probs: np.ndarray, units: np.ndarray, kept: np.ndarray) -> None:
         """One frame of the first items: log_probs (n, V), candidates (n, C)."""
@@ -110,27 +112,36 @@ class _Search:
         longer[(parent.astype(np.float32) @ same.astype(np.float32)) > 0] = NEVER
         stay = np.logaddexp(stay_blank, stay_unit) + added
         scores = longer + added[:, :, None]
-        gains = self._gains(scores, stay, units) if self.guide else None
-        scores = scores if gains is None else scores + gains
+        gains, after = self._ask(scores, stay, units)
+        scores = scores + gains
         choice = _best(np.concatenate([stay, scores.reshape(live, -1)], axis=1), K)
-        self._keep(choice, stay_blank, stay_unit, longer, gains, units)
+        self._keep(choice, stay_blank, stay_unit, longer, gains, after, units)
 
-    def _gains(self, scores: np.ndarray, stay: np.ndarray, units: np.ndarray) -> np.ndarray:
-        """What the guide adds to extensions (n, K, C); asked only for those that may yet be among the best K."""
+    def _ask(self, scores: np.ndarray, stay: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """What the guide adds to extensions (n, K, C), and its states then; asked only where one may be kept."""
+        if self.guide is None:
+            return np.zeros(scores.shape), np.zeros(scores.shape, int)
         # The prefixes that are there are K already: a new one must beat the worst of them.
         hopeful = scores + self.guide.most[units][:, None, :] >= stay.min(axis=1)[:, None, None]
-        gains = np.full(scores.shape, NEVER)
-        for item, prefix, place in zip(*np.nonzero(hopeful & (scores > NEVER)), strict=True):
-            gains[item, prefix, place] = self._ask(self.states[item][prefix], int(units[item, place]))[0]
-        return gains
+        gains, after = np.full(scores.shape, NEVER), np.zeros(scores.shape, int)
+        where = np.nonzero(hopeful & (scores > NEVER))
+        if len(where[0]):
+            asked = zip(self.state[where[:2]].tolist(), units[where[0], where[2]].tolist(), strict=True)
+            gains[where], after[where] = zip(
+                *[self.known.get(pair) or self._learn(*pair) for pair in asked], strict=True
+            )
+        return gains, after
 
-    def _ask(self, state, unit: int) -> tuple[float, object]:
-        answer = self.known.get((state, unit))
-        if answer is None:
-            answer = self.known[state, unit] = self.guide.extend(state, unit)
-        return answer
+    def _learn(self, number: int, unit: int) -> tuple[float, int]:
+        """Ask the guide what a unit adds after a state, and number the state then."""
+        gain, state = self.guide.extend(self.states[number], unit)
+        after = self.numbers.setdefault(state, len(self.states))
+        if after == len(self.states):
+            self.states.append(state)
+        self.known[number, unit] = gain, after
+        return gain, after
 
-    def _keep(self, choice, stay_blank, stay_unit, longer, gains, units) -> None:
+    def _keep(self, choice, stay_blank, stay_unit, longer, gains, after, units) -> None:
         """Make the chosen (n, K) of the stays and extensions the prefixes."""
         live, K = choice.shape
         new, extension = choice >= K, np.maximum(choice - K, 0)
@@ -143,13 +154,8 @@ class _Search:
         def pick_extension(values: np.ndarray) -> np.ndarray:
             return np.take_along_axis(values.reshape(live, -1), extension, axis=1)
 
-        added = pick(self.added[:live])
-        if self.guide:
-            added = np.where(new, added + pick_extension(gains), added)
-            self.states[:live] = [
-                [self._state(states, *pair) for pair in zip(*pairs, strict=True)]
-                for states, *pairs in zip(self.states, before.tolist(), unit.tolist())  # noqa: B905  live items only
-            ]
+        added = pick(self.added[:live]) + np.where(new, pick_extension(gains), 0.0)
+        self.state[:live] = np.where(new, pick_extension(after), pick(self.state[:live]))
         self.in_blank[:live] = np.where(new, NEVER, pick(stay_blank))
         self.in_unit[:live] = np.where(new, pick_extension(longer), pick(stay_unit))
         self.added[:live] = np.where(np.isfinite(added), added, 0.0)
@@ -158,12 +164,6 @@ class _Search:
         self.hash[:live] = np.where(new, _mix(own, unit), own)
         self.last[:live] = np.where(new, unit, pick(self.last[:live]))
         self.history.append((before, unit))
-
-    def _state(self, states: list, before: int, unit: int):
-        """The guide's state of a prefix that was kept; that of one with no probability is of no use."""
-        if unit < 0 or states[before] is None:
-            return states[before]
-        return self._ask(states[before], unit)[1]
 
     def finish(self) -> list[list[Hypothesis]]:
         """The texts of each item, sorted."""
@@ -174,7 +174,7 @@ class _Search:
             for place, units in enumerate(prefixes):
                 if total[item, place] > NEVER:
                     acoustic, more = float(total[item, place]), float(self.added[item, place])
-                    more += self.guide.finish(self.states[item][place]) if self.guide else 0.0
+                    more += self.guide.finish(self.states[self.state[item, place]]) if self.guide else 0.0
                     hypotheses.append(Hypothesis(units, acoustic, acoustic + more))
             found.append(sorted(hypotheses, key=lambda hypothesis: -hypothesis.score))
         return found
