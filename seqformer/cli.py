@@ -9,9 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
+from seqformer.cli_lm import Beam, Hot, HotBonus, LengthBonus, Lm, LmWeight, make_decoder
+from seqformer.cli_lm import app as lm_app
 from seqformer.errors import InputError, nearest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(lm_app, name="lm")
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or the file of a blend.")]
 Where = Annotated[list[str] | None, typer.Option(help="Keep rows by column=value.")]
 Tta = Annotated[bool, typer.Option("--tta/--no-tta", help="Predict changed rows as well, as the config's tta says.")]
@@ -50,14 +53,21 @@ def predict(
     out: Annotated[Path, typer.Argument(help="The parquet file to write: id, prediction.")],
     where: Where = None,
     tta: Tta = True,
+    lm: Lm = None,
+    beam: Beam = None,
+    lm_weight: LmWeight = None,
+    length_bonus: LengthBonus = None,
+    hot: Hot = None,
+    hot_bonus: HotBonus = 1.0,
 ) -> None:
     """Predict the rows of a manifest with all finished folds of one run, several runs or a blend together."""
     import polars
 
     from seqformer.train.crossval import write_table
 
+    decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus)
     trained, table = open_runs(runs), read_rows(manifest, where)
-    found = trained.predict(table, tta)
+    found = trained.predict(table, tta, decoder)
     values = [value if isinstance(value, str) else value.tolist() for value in found.values()]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_table(polars.DataFrame({"id": list(found), "prediction": values}), out)
@@ -71,10 +81,17 @@ def score(
     where: Where = None,
     seen: Annotated[bool, typer.Option(help="Score rows although folds were trained on them.")] = False,
     tta: Tta = True,
+    lm: Lm = None,
+    beam: Beam = None,
+    lm_weight: LmWeight = None,
+    length_bonus: LengthBonus = None,
+    hot: Hot = None,
+    hot_bonus: HotBonus = 1.0,
 ) -> None:
     """Score the ensemble of a run's folds, of several runs or of a blend on rows that no fold was trained on."""
+    decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus)
     trained, table = open_runs(runs), read_rows(manifest, where)
-    name, value, rows = trained.score(table, seen, tta)
+    name, value, rows = trained.score(table, seen, tta, decoder)
     folds = sum(len(run.names) for run in getattr(trained, "runs", [trained]))
     typer.echo(f"{name} {value:.4f} on {rows} rows, {folds} folds")
 
@@ -133,22 +150,29 @@ def pseudo(
 def transcribe(
     model: Annotated[str, typer.Argument(help="A run folder, or a checkpoint: a .nemo file, a folder, owner/name.")],
     files: Annotated[list[Path], typer.Argument(help="Audio files: any rate, mono or stereo.")],
+    lm: Lm = None,
+    beam: Beam = None,
+    lm_weight: LmWeight = None,
+    length_bonus: LengthBonus = None,
+    hot: Hot = None,
+    hot_bonus: HotBonus = 1.0,
 ) -> None:
     """Print the text of audio files, one line each."""
     import polars
 
     from seqformer.data.audio import audio_facts
 
+    decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus)
     rows = [{"id": str(path), "path": str(path.resolve())} | audio_facts(path) for path in files]
     if (Path(model) / "folds.parquet").is_file():
         trained = open_run(Path(model))
         if not trained.transcribes:
             raise InputError(f"{model} turns no audio into text: its frontend or its head is for something else")
-        found = trained.predict(polars.DataFrame(rows).unique("id", maintain_order=True))
+        found = trained.predict(polars.DataFrame(rows).unique("id", maintain_order=True), decoder=decoder)
     else:
         from seqformer.pretrained import load_pretrained, transcribe_files
 
-        found = transcribe_files(load_pretrained(model), [row["id"] for row in rows])
+        found = transcribe_files(load_pretrained(model), [row["id"] for row in rows], decoder)
     for path in files:
         typer.echo(found[str(path)] if len(files) == 1 else f"{path}\t{found[str(path)]}")
 

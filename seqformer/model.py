@@ -99,6 +99,16 @@ class SequenceModel(nn.Module):
         )
         return found, sum(losses)
 
+    @torch.no_grad()
+    def log_probs(self, batch, name: str) -> list[Tensor]:
+        """log p(unit) in the frames of each item (T, vocab), of the head ``name``. Raises InputError if it has none."""
+        if not hasattr(self.heads[name], "log_probs"):
+            raise InputError(f"head {name} gives no probabilities of units in frames; a beam search is for ctc")
+        features = self.frontend(batch.inputs, batch.mask)
+        keep = self._wanted()
+        read = self._read(self.backbone(features.x, features.mask, features.bias, **keep), **keep)
+        return self.heads[name].log_probs(*read[name])
+
 
 def head_loss(
     head: nn.Module, x: Tensor, mask: Tensor, targets: dict[str, Tensor], weight: Tensor | None = None

@@ -30,6 +30,10 @@ class Characters:
     def decode(self, units: list[int]) -> str:
         return "".join(self.symbols[unit - 1] for unit in units if unit).strip()
 
+    def spellings(self) -> list[str]:
+        """What each unit adds to a text, with the spaces."""
+        return ["", *self.symbols]
+
     def state(self) -> dict:
         return {"kind": "chars", "symbols": self.symbols}
 
@@ -52,6 +56,9 @@ class Words:
 
     def decode(self, units: list[int]) -> str:
         return " ".join(self.words[unit - 1] for unit in units if unit)
+
+    def spellings(self) -> list[str]:
+        return ["", *(f" {word}" for word in self.words)]
 
     def state(self) -> dict:
         return {"kind": "words", "words": self.words}
@@ -103,6 +110,12 @@ class BPE:
     def decode(self, units: list[int]) -> str:
         return self.processor.decode([unit - self.shift for unit in units if unit]).strip()
 
+    def spellings(self) -> list[str]:
+        numbers = [unit - self.shift for unit in range(1, self.size)]
+        odd = [self.processor.is_unknown(number) or self.processor.is_control(number) for number in numbers]
+        pieces = self.processor.id_to_piece(numbers)
+        return ["", *("" if skip else piece.replace("▁", " ") for piece, skip in zip(pieces, odd, strict=True))]
+
     def state(self) -> dict:
         return {"kind": "bpe", "model": base64.b64encode(self.model).decode()} | ({"shift": 1} if self.shift else {})
 
@@ -121,6 +134,9 @@ class Pieces:
 
     def decode(self, units: list[int]) -> str:
         return "".join(self.pieces[unit - 1] for unit in units if unit).replace("▁", " ").strip()
+
+    def spellings(self) -> list[str]:
+        return ["", *(piece.replace("▁", " ") for piece in self.pieces)]
 
     def state(self) -> dict:
         return {"kind": "pieces", "pieces": self.pieces}
