@@ -21,7 +21,9 @@ class LSTMPredictor(nn.Module):
 
     def forward(self, units: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         past = None if state is None else tuple(state.transpose(0, 1).contiguous().chunk(2))
-        y, (hidden, cell) = self.lstm(self.embedding(units), past)
+        # Under CPU autocast torch asks for a bfloat16 LSTM, which many processors have none of.
+        with torch.autocast(units.device.type, enabled=False):
+            y, (hidden, cell) = self.lstm(self.embedding(units), past)
         return y, torch.cat([hidden, cell]).transpose(0, 1)
 
 
