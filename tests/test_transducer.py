@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from seqformer.decode.transducer import beam_search
 from seqformer.heads.transducer import NUMBERS_AT_ONCE, Transducer
+from seqformer.model import create_model
 from seqformer.nn.mask import mask_of
 from seqformer.nn.transducer_loss import NEVER, Lattice, lattice_entries, skewed, transducer_loss, unskewed
 
@@ -236,3 +236,105 @@ def test_predictions_equal_those_of_items_alone_frame_by_frame(keywords):
             sizes |= {len(text) for text in found}
         assert head.predict(x[:, :0], mask[:, :0]) == [[]] * 4
     assert len(sizes) > 6 and max(sizes) > 12
+
+
+def bounded_log_p(head: Transducer, x: torch.Tensor, text: list[int]) -> float:
+    """log of the summed probability of the alignments in which no frame gives more than ``max_symbols`` units."""
+    log_p, places, total = log_p_of(head, x, text), len(text) + 1, -math.inf
+    for path in alignments(len(x), len(text)).tolist():
+        said = [entry % (len(x) * places) // places for entry in path if entry >= len(x) * places]  # frames of units
+        if all(said.count(t) <= head.max_symbols for t in said):
+            steps = [divmod(entry % (len(x) * places), places) for entry in path]
+            units = [text[u] if entry >= len(x) * places else 0 for entry, (_, u) in zip(path, steps, strict=True)]
+            total = np.logaddexp(
+                total, sum(float(log_p[t, u, unit]) for (t, u), unit in zip(steps, units, strict=True))
+            )
+    return float(total)
+
+
+def bigram(units: tuple[int, ...], unit: int) -> float:
+    """A language model: 0.3 times a log-probability that depends on the unit before."""
+    return -0.3 * ((3 * (units[-1] if units else 0) + 5 * unit) % 7)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("keywords", [dict(), dict(predictor="stateless"), dict(max_symbols=1)])
+@pytest.mark.parametrize("score", [None, bigram])
+def test_a_wide_beam_finds_what_trying_every_text_finds(keywords, score):
+    """A total is that of all alignments of a text with at most max_symbols units in a frame, plus its scores."""
+    for seed in range(2):
+        head = head_of(seed, **keywords)
+        x = torch.randn(2, DIM)
+        texts = [
+            list(text) for size in range(2 * head.max_symbols + 1) for text in itertools.product((1, 2, 3), repeat=size)
+        ]
+        expected = {tuple(text): bounded_log_p(head, x, text) for text in texts}
+        if score:
+            for text in expected:
+                expected[text] += sum(score(text[:place], unit) for place, unit in enumerate(text))
+        (found,) = head.search(x[None], torch.ones(1, 2).bool(), beam=1000, score=score)
+        assert len(found) == len(texts) and found == sorted(found, key=lambda pair: -pair[1])
+        assert {tuple(text): total for text, total in found} == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+@torch.no_grad()
+def test_where_no_bound_is_met_a_total_is_the_loss():
+    head, (x, mask) = head_of(), batch(math.nan)
+    for item, found in enumerate(head.search(x[:, :2], mask[:, :2], beam=400)):
+        short = mask[item, :2]
+        short_texts = [pair for pair in found if len(pair[0]) <= 2]
+        assert len(short_texts) == (13 if short.any() else 1)
+        for text, total in short_texts:
+            truth = float(nll_of(head, x[item, :2][short], text)) if short.any() else 0.0
+            assert total == pytest.approx(-truth, rel=1e-4, abs=1e-4)
+
+
+@torch.no_grad()
+def test_a_narrow_beam_keeps_to_its_size_and_a_wider_one_finds_no_worse():
+    totals = torch.zeros(3)
+    for seed in range(6):
+        head, x = head_of(seed), torch.randn(1, 6, DIM)
+        for place, beam in enumerate((1, 4, 64)):
+            (found,) = head.search(x, torch.ones(1, 6).bool(), beam)
+            assert len(found) <= beam and len({tuple(text) for text, _ in found}) == len(found)
+            totals[place] += found[0][1]
+    assert totals[0] <= totals[1] <= totals[2] and totals[0] < totals[2]
+
+
+def test_it_learns_texts_beside_a_ctc_head():
+    torch.manual_seed(0)
+    main = {"name": "transducer", "vocab": VOCAB, "predictor_dim": 16, "joint": 16}
+    heads = {"main": main, "aux": {"name": "ctc", "vocab": VOCAB, "weight": 0.3}}
+    body = dict(name="conformer", dim=16, depth=1, heads=2, stem="linear", dropout=0.0)
+    model = create_model({"name": "dense", "channels": DIM}, body, heads)
+    x, mask = batch(math.nan)
+    targets = {"text": targets_of(TEXTS, 3)}
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    for _ in range(80):
+        optimizer.zero_grad()
+        found = model({"x": x}, mask, targets, torch.ones(4))
+        torch.testing.assert_close(found["loss"], found["main"] + 0.3 * found["aux"])
+        found["loss"].backward()
+        optimizer.step()
+    assert found["infeasible"] == 2  # of CTC alone
+    y, y_mask = model.eval().backbone(*model.frontend({"x": x}, mask)[:2])
+    predicted = model.heads["main"].predict(y, y_mask)
+    assert predicted == [TEXTS[0], TEXTS[1], [], TEXTS[3]]
+    assert [found[0][0] for found in model.heads["main"].search(y, y_mask, beam=4)] == predicted
+
+
+@torch.no_grad()
+def test_what_frames_become_exports_with_any_length():
+    head, (x, mask) = head_of(), batch()
+    axes = {0: torch.export.Dim("batch", min=1, max=64), 1: torch.export.Dim("time", min=2, max=4096)}
+    exported = torch.export.export(head, (x, mask), dynamic_shapes=(axes, axes)).module()
+    for items, frames in ((1, 7), (3, 90)):
+        x, mask = torch.randn(items, frames, DIM), mask_of(torch.randint(1, frames + 1, (items,)), frames)
+        torch.testing.assert_close(exported(x, mask), head(x, mask))
+
+
+@pytest.mark.parametrize("keywords", [dict(layers=0), dict(context=0), dict(max_symbols=0)])
+def test_numbers_below_one_are_refused(keywords):
+    (name,) = keywords
+    with pytest.raises(ValueError, match=f"{name} is 0; expected 1 or more"):
+        head_of(**keywords)
