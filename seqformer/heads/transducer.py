@@ -24,6 +24,8 @@ class Transducer(nn.Module):
     ``max_symbols`` units for a frame. A CTC loss beside it is a second head. Raises ValueError on numbers below 1.
     """
 
+    answers = False  # what forward gives is no logits: its search makes them
+
     def __init__(
         self,
         dim: int,
