@@ -87,9 +87,7 @@ class SequenceModel(nn.Module):
     @torch.no_grad()
     def evaluate(self, batch) -> tuple[dict[str, list], Tensor | None]:
         """Predictions as ``predict`` gives them and, where the batch has targets, the total loss, in one pass."""
-        features = self.frontend(batch.inputs, batch.mask)
-        keep = self._wanted()
-        read = self._read(self.backbone(features.x, features.mask, features.bias, **keep), **keep)
+        read = self._read_batch(batch)
         found = {name: head.predict(*read[name]) for name, head in self._lasting()}
         if not batch.targets:
             return found, None
@@ -104,10 +102,13 @@ class SequenceModel(nn.Module):
         """log p(unit) in the frames of each item (T, vocab), of the head ``name``. Raises InputError if it has none."""
         if not hasattr(self.heads[name], "log_probs"):
             raise InputError(f"head {name} gives no probabilities of units in frames; a beam search is for ctc")
+        return self.heads[name].log_probs(*self._read_batch(batch)[name])
+
+    def _read_batch(self, batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Frames and their mask for each head, of a Batch; ``forward`` does the same a call nearer to attention."""
         features = self.frontend(batch.inputs, batch.mask)
         keep = self._wanted()
-        read = self._read(self.backbone(features.x, features.mask, features.bias, **keep), **keep)
-        return self.heads[name].log_probs(*read[name])
+        return self._read(self.backbone(features.x, features.mask, features.bias, **keep), **keep)
 
 
 def head_loss(

@@ -13,6 +13,7 @@ from seqformer import metrics  # noqa: F401  importing registers their names
 from seqformer.checkpoint import load_weights, put_weights, verify
 from seqformer.config import Data, Part, Run, build_config, read_config
 from seqformer.data.dataset import VALID
+from seqformer.data.folds import folder_of
 from seqformer.data.lineage import rows_seen
 from seqformer.data.loader import load_batches
 from seqformer.data.sampler import frame_budget, plan_batches
@@ -173,7 +174,7 @@ class TrainedRun:
 
         Raises InputError when there is no such fold.
         """
-        folder = name if name == "full" else f"fold{name}"
+        folder = folder_of(name)
         if folder not in self.names:
             raise InputError(f"{self.folder} has no finished fold {name}; finished: {', '.join(self.names)}")
         model, targets = load_fold(self.folder / folder, self.config, self.device)
