@@ -57,7 +57,7 @@ RULES = {
     "decode": {"nn", "decode"},
     "lm": {"lm", "decode", "data.text", "errors"},
     "model": {"frontends", "backbones", "heads", "registry", "errors"},
-    "augment": {"augment", "batch", "registry", "errors"},
+    "augment": {"augment", "batch", "registry", "errors"} | {"data.audio", "data.corpus"},  # recordings to mix in
     "data": DATA,
     "pretrained": PARTS
     | {"published", "batch", "data.audio", "data.folder", "data.text", "decode", "heads.ctc", "model"},
