@@ -71,6 +71,8 @@ RULES = {
     "oof": PREDICT | {"predict"},
     "tune_lm": PREDICT | {"predict", "oof", "lm"},
     "cli_lm": {"cli", "decode", "lm", "tune_lm", "train.log", "errors"},
+    "download": {"errors"},
+    "cli_download": {"download", "train.log", "errors"},
     "ensemble": PREDICT | {"predict"},
     "pseudo": PREDICT | {"predict", "oof"},
     "blend": PREDICT | {"predict", "oof", "ensemble"},
