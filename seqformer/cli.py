@@ -10,7 +10,18 @@ from typing import Annotated, Any
 import typer
 
 from seqformer.cli_download import download
-from seqformer.cli_lm import Beam, Hot, HotBonus, LengthBonus, Lm, LmWeight, make_decoder
+from seqformer.cli_lm import (
+    Beam,
+    Hot,
+    HotBonus,
+    LengthBonus,
+    Lm,
+    LmWeight,
+    Rescore,
+    RescoreBonus,
+    RescoreWeight,
+    make_decoder,
+)
 from seqformer.cli_lm import app as lm_app
 from seqformer.errors import InputError, nearest
 
@@ -61,13 +72,16 @@ def predict(
     length_bonus: LengthBonus = None,
     hot: Hot = None,
     hot_bonus: HotBonus = 1.0,
+    rescore: Rescore = None,
+    rescore_weight: RescoreWeight = None,
+    rescore_bonus: RescoreBonus = None,
 ) -> None:
     """Predict the rows of a manifest with all finished folds of one run, several runs or a blend together."""
     import polars
 
     from seqformer.train.crossval import write_table
 
-    decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus)
+    decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus)
     trained, table = open_runs(runs), read_rows(manifest, where)
     found = trained.predict(table, tta, decoder)
     values = [value if isinstance(value, str) else value.tolist() for value in found.values()]
@@ -89,10 +103,14 @@ def score(
     length_bonus: LengthBonus = None,
     hot: Hot = None,
     hot_bonus: HotBonus = 1.0,
+    rescore: Rescore = None,
+    rescore_weight: RescoreWeight = None,
+    rescore_bonus: RescoreBonus = None,
 ) -> None:
     """Score the ensemble of a run's folds, of several runs or of a blend on rows that no fold was trained on."""
-    decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus)
     trained, table = open_runs(runs), read_rows(manifest, where)
+    given = lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus
+    decoder = make_decoder(*given, rows=[] if seen else table["id"].to_list())
     name, value, rows = trained.score(table, seen, tta, decoder)
     folds = sum(len(run.names) for run in getattr(trained, "runs", [trained]))
     typer.echo(f"{name} {value:.4f} on {rows} rows, {folds} folds")
@@ -158,13 +176,16 @@ def transcribe(
     length_bonus: LengthBonus = None,
     hot: Hot = None,
     hot_bonus: HotBonus = 1.0,
+    rescore: Rescore = None,
+    rescore_weight: RescoreWeight = None,
+    rescore_bonus: RescoreBonus = None,
 ) -> None:
     """Print the text of audio files, one line each."""
     import polars
 
     from seqformer.data.audio import audio_facts
 
-    decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus)
+    decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus)
     rows = [{"id": str(path), "path": str(path.resolve())} | audio_facts(path) for path in files]
     if (Path(model) / "folds.parquet").is_file():
         trained = open_run(Path(model))

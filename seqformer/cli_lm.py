@@ -1,5 +1,6 @@
 """The command line of language models, and the options with which other commands use one."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,97 +8,146 @@ import typer
 
 from seqformer.errors import InputError
 
-app = typer.Typer(no_args_is_help=True, help="Train, measure and weigh n-gram language models.")
-Lm = Annotated[Path | None, typer.Option(help="A language model: an ARPA file, or the file of lm tune.")]
+app = typer.Typer(no_args_is_help=True, help="Train, measure and weigh language models.")
+Lm = Annotated[
+    Path | None, typer.Option(help="A language model: an ARPA file, a run that learned texts, or the file of lm tune.")
+]
 Beam = Annotated[int | None, typer.Option(help="Prefixes of the beam search, 16 with a language model or hot words.")]
 LmWeight = Annotated[float | None, typer.Option(help="Of the language model, 0.5 if it was not tuned.")]
 LengthBonus = Annotated[float | None, typer.Option(help="For each word, or character, of the language model.")]
 Hot = Annotated[str | None, typer.Option(help="Words to favour, as 'name,other name'.")]
 HotBonus = Annotated[float, typer.Option(help="For each character of a hot word.")]
+Rescore = Annotated[
+    Path | None,
+    typer.Option(help="A model to order the texts of the beam by: an ARPA file, or a run that learned texts."),
+]
+RescoreWeight = Annotated[float | None, typer.Option(help="Of that model, 0.3 if it was not tuned.")]
+RescoreBonus = Annotated[float | None, typer.Option(help="For each word, beside that model.")]
 
 
 def make_decoder(
-    lm: Path | None, beam: int | None, weight: float | None, bonus: float | None, hot: str | None, hot_bonus: float
+    lm: Path | None,
+    beam: int | None,
+    weight: float | None,
+    bonus: float | None,
+    hot: str | None,
+    hot_bonus: float,
+    rescore: Path | None = None,
+    rescore_weight: float | None = None,
+    rescore_bonus: float | None = None,
+    rows: Sequence[str] = (),
 ):
     """The decoder that the options of a command describe; None, greedy decoding, when there are none.
 
-    What is given beside a tuned file replaces what was tuned. Raises InputError when a value cannot be.
+    What is given beside a tuned file replaces what was tuned. ``rows`` are ids that no neural language model may have
+    been trained on. Raises InputError when a value cannot be, or when it was.
     """
     from seqformer.decode.beam_decoder import BeamDecoder
+    from seqformer.language_models import open_model
     from seqformer.tune_lm import read_lm
 
     if lm is None and (weight is not None or bonus is not None):
         raise InputError("--lm-weight and --length-bonus are of a language model: --lm")
-    if lm is None and beam is None and hot is None:
-        return None
     given = {"beam": beam, "weight": weight, "bonus": bonus}
-    for name, least in (("beam", 1), ("weight", 0)):
+    given |= {"rescore_weight": rescore_weight, "rescore_bonus": rescore_bonus}
+    for name, least in (("beam", 1), ("weight", 0), ("rescore_weight", 0)):
         if given[name] is not None and given[name] < least:
-            raise InputError(f"--{name.replace('weight', 'lm-weight')} {given[name]}: expected {least} or more")
+            option = {"weight": "lm-weight"}.get(name, name.replace("_", "-"))
+            raise InputError(f"--{option} {given[name]}: expected {least} or more")
     if hot_bonus < 0:
         raise InputError(f"--hot-bonus {hot_bonus}: expected 0 or more")
-    model, tuned = read_lm(lm) if lm else (None, {})
+    model, settings = read_lm(lm, rows) if lm else (None, {})
+    settings |= {"rescorer": open_model(rescore, rows)} if rescore else {}
+    if "rescorer" not in settings and (rescore_weight is not None or rescore_bonus is not None):
+        raise InputError("--rescore-weight and --rescore-bonus are of a second language model: --rescore")
+    if lm is None and beam is None and hot is None and rescore is None:
+        return None
     words = tuple(word.strip() for word in (hot or "").split(",") if word.strip())
-    settings = tuned | {name: value for name, value in given.items() if value is not None}
+    settings |= {name: value for name, value in given.items() if value is not None}
     return BeamDecoder(model, words=words, hot=hot_bonus, **settings)
 
 
 @app.command()
 def train(
-    text: Annotated[Path, typer.Argument(help="A text file, one sentence a line.")],
+    text: Annotated[Path, typer.Argument(help="A text file, one sentence a line, or a run that was trained on texts.")],
     out: Annotated[Path, typer.Argument(help="The ARPA file to write.")],
     order: Annotated[int, typer.Option(help="Tokens of the longest n-gram.")] = 4,
     units: Annotated[Literal["words", "chars"], typer.Option(help="What a token is.")] = "words",
+    fold: Annotated[str, typer.Option(help="Of a run: take the texts that this fold is trained on.")] = "0",
 ) -> None:
     """Train an n-gram model with interpolated modified Kneser-Ney smoothing."""
+    from seqformer.cli import open_run
+    from seqformer.data.manifest import read_manifest
+    from seqformer.language_models import fold_texts
     from seqformer.lm.kneser_ney import train_kneser_ney, write_arpa
 
-    model = train_kneser_ney(read_lines(text), order, units)
+    texts, rows = read_lines(text) if not text.is_dir() else [], None
+    if text.is_dir():
+        run = open_run(text)
+        texts, rows = fold_texts(run, fold, read_manifest(run.config.data.manifest, run.config.data.where))
+    model = train_kneser_ney(texts, order, units)
+    model.rows = rows
     write_arpa(model, out)
     counts = ", ".join(f"{len(entries):,} {n}-grams" for n, entries in enumerate(model.entries, start=1))
-    typer.echo(f"{counts} -> {out}")
+    typer.echo(f"{len(texts):,} texts, {counts} -> {out}")
 
 
 @app.command()
 def perplexity(
-    lm: Annotated[Path, typer.Argument(help="An ARPA file, or the file of lm tune.")],
+    lm: Annotated[Path, typer.Argument(help="An ARPA file, a run that learned texts, or the file of lm tune.")],
     text: Annotated[Path, typer.Argument(help="A text file, one sentence a line.")],
 ) -> None:
     """Measure a model on a text it was not trained on."""
+    import math
+
+    from seqformer.lm.neural import NeuralLM
     from seqformer.lm.ngram import perplexity as measure
     from seqformer.tune_lm import read_lm
 
-    model, _ = read_lm(lm)
-    every, known, total, unknown = measure(model, read_lines(text))
+    (model, _), lines = read_lm(lm), read_lines(text)
+    if isinstance(model, NeuralLM):
+        log_p, words = sum(model.text_log_probs(lines)), sum(len(line.split()) + 1 for line in lines)
+        return typer.echo(f"perplexity {math.exp(-log_p / words):.2f} of {words:,} words and ends of lines")
+    every, known, total, unknown = measure(model, lines)
     typer.echo(f"perplexity {every:.2f} of {total:,} {model.units}; {known:.2f} without the {unknown:,} unknown")
 
 
 @app.command()
 def tune(
     run: Annotated[Path, typer.Argument(help="A finished run, such as runs/demo.")],
-    lm: Annotated[Path, typer.Argument(help="An ARPA file, of other texts than those of the run's rows.")],
+    lm: Annotated[Path | None, typer.Argument(help="The language model of the search, if there shall be one.")] = None,
+    rescore: Rescore = None,
     out: Annotated[Path | None, typer.Option(help="The file to write, <run>/lm.json by default, for --lm.")] = None,
     weights: Annotated[str, typer.Option(help="Weights to try.")] = "0.2,0.4,0.6,0.8,1.0",
     bonuses: Annotated[str, typer.Option(help="Length bonuses to try.")] = "0,0.5,1,2",
+    rescore_weights: Annotated[str, typer.Option(help="Weights to try of --rescore.")] = "0,0.1,0.2,0.3,0.5,0.8",
+    rescore_bonuses: Annotated[str, typer.Option(help="Bonuses for each word to try, beside it.")] = "-0.5,0,0.5,1",
     beam: Annotated[int, typer.Option(help="Prefixes of the beam search.")] = 16,
     rows: Annotated[int, typer.Option(help="At most so many rows.")] = 1000,
 ) -> None:
-    """Choose the weight and bonus of a language model on rows that the fold which reads them was not trained on."""
+    """Choose the weights and bonuses of language models on rows that the fold which reads them was not trained on."""
     from seqformer.cli import open_run
     from seqformer.decode.beam_decoder import BeamDecoder
     from seqformer.train.log import RunLog
-    from seqformer.tune_lm import tune_lm
+    from seqformer.tune_lm import Grid, tune_lm
 
     if beam < 1 or rows < 1:
         raise InputError(f"--beam {beam}, --rows {rows}: expected 1 or more")
-    path = out or run / "lm.json"
-    grid = _numbers(weights, "--weights", 0.0), _numbers(bonuses, "--bonuses", float("-inf"))
-    found = tune_lm(open_run(run), lm, path, *grid, BeamDecoder(beam=beam), rows)
-    tried = [[f"{one['weight']:g}", f"{one['bonus']:g}", f"{one['score']:.4f}"] for one in found["grid"]]
-    tried += [["no language model", "", f"{found['without']:.4f}"]]
-    tried += [[f"best: {found['weight']:g}", f"{found['bonus']:g}", f"{found['score']:.4f}"]]
+    if lm is None and rescore is None:
+        raise InputError("there is no language model to tune: give one, or --rescore, or both")
+    path, least = out or run / "lm.json", float("-inf")
+    first = _numbers(weights, "--weights", 0.0), _numbers(bonuses, "--bonuses", least)
+    second = _numbers(rescore_weights, "--rescore-weights", 0.0), _numbers(rescore_bonuses, "--rescore-bonuses", least)
+    found = tune_lm(open_run(run), lm, path, Grid(*first, *second), BeamDecoder(beam=beam), rows, rescore)
+    shown = [one for one in found["grid"] if "rescore_weight" not in one] if lm else []
+    tried = [[f"{one['weight']:g}", f"{one['bonus']:g}", "", "", f"{one['score']:.4f}"] for one in shown]
+    tried.append(["no language model", "", "", "", f"{found['without']:.4f}"])
+    best = [f"{found[name]:g}" if name in found else ""
+            for name in ("weight", "bonus", "rescore_weight", "rescore_bonus")]  # fmt: skip
+    tried.append([f"best: {best[0]}", *best[1:], f"{found['score']:.4f}"])
+    names = ["weight", "bonus", "of rescoring", "its bonus", found["metric"]]
     with RunLog(None) as log:
-        log.table(f"{path}: {found['rows']} rows", ["weight", "bonus", found["metric"]], tried)
+        log.table(f"{path}: {found['rows']} rows", names, tried)
 
 
 def read_lines(path: Path) -> list[str]:

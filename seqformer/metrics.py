@@ -35,6 +35,13 @@ def normalized_edit_similarity(predictions: Sequence[str], truth: Sequence[str])
     return 1.0 - cer(predictions, truth)
 
 
+@metric(higher_is_better=False)
+def perplexity(predictions: Sequence, truth: Sequence) -> float:
+    """exp of the mean of -log p over all units and ends of texts: predictions are what head ``next_unit`` gives."""
+    log_probs = np.concatenate([np.asarray(one, dtype=float) for one in predictions])
+    return float(np.exp(-log_probs.mean())) if len(log_probs) else float("nan")
+
+
 @metric(higher_is_better=True)
 def accuracy(predictions: Sequence, truth: Sequence) -> float:
     """Share of equal pairs; rows of probabilities count by their largest, class -1 in the truth is not scored."""

@@ -88,7 +88,7 @@ class SequenceModel(nn.Module):
     def evaluate(self, batch) -> tuple[dict[str, list], Tensor | None]:
         """Predictions as ``predict`` gives them and, where the batch has targets, the total loss, in one pass."""
         read = self._read_batch(batch)
-        found = {name: head.predict(*read[name]) for name, head in self._lasting()}
+        found = {name: head.predict(*read[name], *_given(head, batch.targets)) for name, head in self._lasting()}
         if not batch.targets:
             return found, None
         losses = (
@@ -101,14 +101,27 @@ class SequenceModel(nn.Module):
     def log_probs(self, batch, name: str) -> list[Tensor]:
         """log p(unit) in the frames of each item (T, vocab), of the head ``name``. Raises InputError if it has none."""
         if not hasattr(self.heads[name], "log_probs"):
-            raise InputError(f"head {name} gives no probabilities of units in frames; a beam search is for ctc")
+            raise InputError(f"head {name} gives no probabilities of units; a beam search is for ctc and transducer")
         return self.heads[name].log_probs(*self._read_batch(batch)[name])
+
+    @torch.no_grad()
+    def heard(self, batch, name: str) -> list[Tensor]:
+        """Of each item what a search over the texts of head ``name`` takes: ``log_probs``, or frames (T, joint)."""
+        if not hasattr(self.heads[name], "search_frames"):
+            return self.log_probs(batch, name)
+        x, mask = self._read_batch(batch)[name]
+        return [item[keep] for item, keep in zip(self.heads[name](x, mask), mask, strict=True)]
 
     def _read_batch(self, batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Frames and their mask for each head, of a Batch; ``forward`` does the same a call nearer to attention."""
         features = self.frontend(batch.inputs, batch.mask)
         keep = self._wanted()
         return self._read(self.backbone(features.x, features.mask, features.bias, **keep), **keep)
+
+
+def _given(head: nn.Module, targets: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """What a head's ``predict`` is asked with beside frames: its targets, if it answers how likely they are."""
+    return (targets[head.target],) if targets and getattr(head, "given_targets", False) else ()
 
 
 def head_loss(

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from seqformer import metrics  # noqa: F401  importing registers their names
+import seqformer.data.texts  # noqa: F401  importing these two registers their names
+from seqformer import metrics  # noqa: F401
 from seqformer.checkpoint import load_weights, put_weights, verify
 from seqformer.config import Data, Part, Run, build_config, read_config
 from seqformer.data.dataset import VALID

@@ -1,4 +1,4 @@
-"""Texts that a decoder reads from the frames of one or several models with a CTC head."""
+"""Texts that a decoder reads from the frames of one or several models with a CTC or a transducer head."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +10,7 @@ from seqformer.data.sampler import frame_budget, plan_batches
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.model import SequenceModel
 
-LogProbs = list[np.ndarray]  # of each item (T, vocab), float32
+LogProbs = list[np.ndarray]  # of each item (T, vocab), float32; of a transducer (T, joint), what its search takes
 
 
 def frame_log_probs(
@@ -22,7 +22,7 @@ def frame_log_probs(
     keys = [[(VALID, int(row)) for row in batch] for batch in batches]
     for batch in load_batches(dataset, keys, data.workers):
         batch = batch.to(next(models[0].parameters()).device)
-        yield batch.ids, [[item.cpu().numpy() for item in model.log_probs(batch, head)] for model in models]
+        yield batch.ids, [[item.cpu().numpy() for item in model.heard(batch, head)] for model in models]
 
 
 def read_texts(
@@ -30,13 +30,15 @@ def read_texts(
 ) -> dict[str, list[str]]:
     """{row id: texts}: one, of the mean of the models' log-probabilities, where all have one tokenizer; else one each.
 
-    Rows of a dataset are read as they are, never changed as a config's ``tta`` says.
+    Transducers say nothing of units but after others, so that there is no mean of theirs, and one text each. Rows of a
+    dataset are read as they are, never changed as a config's ``tta`` says.
     """
-    alike = all(one.state() == tokenizers[0].state() for one in tokenizers)
+    searches = [getattr(model.heads[head], "search_frames", None) for model in models]
+    alike = searches[0] is None and all(one.state() == tokenizers[0].state() for one in tokenizers)
     found = {}
     for ids, log_probs in frame_log_probs(models, dataset, data, head):
         voices = [mean_log_probs(log_probs)] if alike else log_probs
-        texts = [decoder.texts(*pair) for pair in zip(voices, tokenizers[: len(voices)], strict=True)]
+        texts = [decoder.texts(*parts) for parts in zip(voices, tokenizers, searches, strict=False)]
         found |= dict(zip(ids, map(list, zip(*texts, strict=True)), strict=True))
     return found
 

@@ -14,6 +14,7 @@ from seqformer.data.manifest import read_manifest
 from seqformer.data.text import Characters
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.errors import InputError
+from seqformer.lm.kneser_ney import train_kneser_ney, write_arpa
 from seqformer.lm.ngram import read_arpa
 from seqformer.metrics import cer
 from seqformer.predict import TrainedRun, load_fold, make_dataset
@@ -48,7 +49,7 @@ def test_train_and_perplexity(program, folder, arpa):
     logs = [one for line in ["a b", "b c a", "c", "a b c"] for one in model.log_probs(line)]
     assert code == 0 and out.startswith(f"perplexity {np.exp(-np.mean(logs)):.2f} of 13 words; ")
     code, out, _ = program("lm", "train", text, folder.parent / "chars.arpa", "--units", "chars", "--order", 3)
-    assert code == 0 and out.startswith("7 1-grams, ")
+    assert code == 0 and out.startswith("4 texts, 7 1-grams, ")
     assert read_arpa(folder.parent / "chars.arpa").units == "chars"
 
 
@@ -102,13 +103,61 @@ def test_weights_are_tuned_out_of_fold_and_predict_takes_them(program, folder, a
     assert code == 0 and out.startswith(f"cer {value:.4f} on 40 rows")
 
 
+def test_both_passes_are_tuned_out_of_fold_and_predict_takes_them(program, folder, arpa, tmp_path):
+    second, path, run = tmp_path / "second.arpa", tmp_path / "both.json", TrainedRun(folder)
+    assert program("lm", "train", folder.parent / "text", second, "--units", "chars", "--order", 3)[0] == 0
+    grid = ["--weights", "0.1,0.9", "--bonuses", "0", "--rescore-weights", "0,2", "--rescore-bonuses", "0,3"]
+    code, _, err = program("lm", "tune", folder, arpa, "--rescore", second, *grid, "--beam", 4, "--out", path)
+    assert code == 0, err
+    found, table = json.loads(path.read_text()), read_manifest(run.config.data.manifest)
+    assert len(found["grid"]) == 2 + 8 and len({tried["score"] for tried in found["grid"]}) > 3
+    both = [tried for tried in found["grid"] if "rescore_weight" in tried]
+    assert found["score"] == min(tried["score"] for tried in both) and found["fused"] == min(
+        tried["score"] for tried in found["grid"] if "rescore_weight" not in tried
+    )
+    folds, frames = polars.read_parquet(folder / "folds.parquet"), {}
+    for name in run.names:
+        frames |= frames_of(run, name, table.join(folds.filter(fold=int(name[-1])), on="id", how="semi"))
+    truth = [text for row in frames for text in table.filter(id=row)["text"]]
+    for tried in both:
+        weights = {key: value for key, value in tried.items() if key != "score"}
+        decoder = BeamDecoder(read_arpa(arpa), beam=4, rescorer=read_arpa(second), **weights)
+        assert tried["score"] == pytest.approx(cer(decoder.texts(list(frames.values()), Characters("abc ")), truth))
+    out = tmp_path / "out.parquet"
+    assert program("predict", folder, run.config.data.manifest, out, "--lm", path, "--rescore-bonus", -4)[0] == 0
+    given = {name: found[name] for name in ("weight", "bonus", "beam", "rescore_weight")} | {"rescore_bonus": -4.0}
+    wanted = run.predict(table, decoder=BeamDecoder(read_arpa(arpa), rescorer=read_arpa(second), **given))
+    assert dict(polars.read_parquet(out).iter_rows()) == wanted
+
+
+def test_a_model_of_a_folds_texts_is_refused_for_the_others(program, folder, tmp_path):
+    run, places = TrainedRun(folder), [tmp_path / "0.arpa", tmp_path / "1.arpa"]
+    for fold, place in enumerate(places):
+        assert program("lm", "train", folder, place, "--fold", fold)[0] == 0
+    table, folds = read_manifest(run.config.data.manifest), polars.read_parquet(folder / "folds.parquet")
+    texts = table.join(folds.filter(fold=1), on="id", how="semi")["text"].to_list()
+    assert read_arpa(places[0]).entries == read_arpa(_trained(texts, tmp_path)).entries
+    code, _, err = program("lm", "tune", folder, places[0], "--out", tmp_path / "lm.json")
+    assert code == 2 and f"{places[0]} was trained on rows that fold 1 of {folder} validates" in err
+
+
+def _trained(texts: list[str], folder: Path) -> Path:
+    write_arpa(train_kneser_ney(texts), folder / "own.arpa")
+    return folder / "own.arpa"
+
+
 def test_what_is_refused(program, folder, arpa, tmp_path):
     path = tmp_path / "lm.json"
     assert program("lm", "tune", folder, arpa, "--weights", 1, "--bonuses", 0, "--rows", 4, "--out", path)[0] == 0
     assert json.loads(path.read_text())["rows"] == 4
     changed = tmp_path / "changed.arpa"
     changed.write_text(arpa.read_text())
-    for key, value, wanted in [("sha256", "0", "changed after"), ("weight", "much", "no file of seqformer lm tune")]:
+    damaged = "no file of seqformer lm tune"
+    for key, value, wanted in [
+        ("lm_sha256", "0", "changed after"),
+        ("weight", "much", damaged),
+        ("rescore", 1, damaged),
+    ]:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"lm": str(changed), key: value}))
         with pytest.raises(InputError, match=wanted):
             read_lm(path)
@@ -117,6 +166,8 @@ def test_what_is_refused(program, folder, arpa, tmp_path):
         ((None, 0, None, None, None, 1.0), "--beam 0: expected 1 or more"),
         ((arpa, None, -1.0, None, None, 1.0), "--lm-weight -1.0: expected 0 or more"),
         ((None, None, None, None, "a", -1.0), "--hot-bonus -1.0: expected 0 or more"),
+        ((arpa, None, None, None, None, 1.0, None, 0.5), "of a second language model: --rescore"),
+        ((None, None, None, None, None, 1.0, arpa, -0.5), "--rescore-weight -0.5: expected 0 or more"),
     ]:
         with pytest.raises(InputError, match=wanted):
             make_decoder(*given)

@@ -36,6 +36,7 @@ HEADS = {
         {"loss": "huber", "clip": [-0.5, 0.5], "beyond": True, "confidence": 0.3},
         {"loss": "bce", "focal": 1.0},
     ],
+    "next_unit": [{"smoothing": 0.1}],
     "regress": [{"pooling": "first", "loss": "mse", "vocab": 4}],
     "transducer": [{"predictor": "stateless", "predictor_dim": 3, "joint": 4, "max_symbols": 1}],
 }
@@ -89,7 +90,7 @@ def make_target(rng: np.random.Generator, key: str, head, frames: int) -> np.nda
         return rng.integers(vocab)
     if key.startswith("regress"):
         return rng.normal(size=vocab)
-    if kind == "classes":
+    if kind == "classes" or key.startswith("next_unit"):
         return rng.integers(-1, vocab, frames)
     size = (frames, vocab // head.values.columns)
     values = rng.random(size) if kind == "bce" else rng.normal(size=size)
@@ -145,7 +146,8 @@ def answers_of(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict, d
     features = model.frontend(batch.inputs, batch.mask)
     y, mask = model.backbone(features.x, features.mask, features.bias)
     logits = {key: head(y, mask) for key, head in model.heads.items()}
-    return y, mask, logits, {key: head.predict(y, mask) for key, head in model.heads.items()}
+    given = {key: [batch.targets[key]] if hasattr(head, "given_targets") else [] for key, head in model.heads.items()}
+    return y, mask, logits, {key: head.predict(y, mask, *given[key]) for key, head in model.heads.items()}
 
 
 def steady(model) -> None:

@@ -80,16 +80,25 @@ DECODERS = [
 
 
 @pytest.mark.parametrize("changes", DECODERS, ids=str)
-@pytest.mark.parametrize("rescore", [False, True])
-def test_a_guided_search_orders_all_texts_by_what_is_said_of_whole_texts(changes, rescore):
+@pytest.mark.parametrize("second", [False, True])
+def test_a_guided_search_orders_all_texts_by_what_is_said_of_whole_texts(changes, second):
+    """By the model of the search and, where there is a second pass, by that of it."""
     units, order = changes.get("model", (None, None))
     model = train_kneser_ney(CORPUS, order, units) if units else None
     log_probs = random_log_probs(20, 5, 4, seed=3)
     expected = every_text(log_probs)
-    settings = {"beam": len(expected[0]), "top": None, "least": -np.inf, "rescore": rescore}
+    settings = {"beam": len(expected[0]), "top": None, "least": -np.inf}
+    other = train_kneser_ney(CORPUS[::-2], 3, "chars")
+    if second:
+        settings |= {"rescorer": other, "rescore_weight": 0.9, "rescore_bonus": 1.3}
     decoder = BeamDecoder(**(changes | {"model": model} | settings))
+
+    def gain(text: str) -> float:
+        return second * (0.9 * sum(other.log_probs(text)) + 1.3 * len(text.split()))
+
     for hypotheses, texts in zip(decoder.hypotheses(log_probs, LETTERS), expected, strict=True):
-        said = {text: p + expected_gain(LETTERS.decode(list(text)), decoder) for text, p in texts.items()}
+        spelled = {text: LETTERS.decode(list(text)) for text in texts}
+        said = {text: p + expected_gain(spelled[text], decoder) + gain(spelled[text]) for text, p in texts.items()}
         assert {tuple(one.units): one.score for one in hypotheses} == pytest.approx(said, abs=1e-9)
         assert tuple(hypotheses[0].units) == max(said, key=said.get)
 

@@ -55,6 +55,7 @@ def write_manifest(rows: "list[dict] | polars.DataFrame", path: str | Path) -> N
 def read_manifest(path: str | Path, where: dict | None = None) -> "polars.DataFrame":
     """Read and check a manifest; ``path`` becomes absolute; ``where`` keeps rows by {column: value or list of values}.
 
+    A text file is one too: each line that is not empty is a row with its ``text``, for dataset ``texts``.
     Raises InputError naming the row id and the file for each kind of fault, or when no row is left.
     """
     import polars
@@ -62,6 +63,8 @@ def read_manifest(path: str | Path, where: dict | None = None) -> "polars.DataFr
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no manifest at {path}; make one with the competition's prepare command")
+    if path.suffix == ".txt":
+        return select_rows(_lines(path), where or {}, path)
     try:
         table = polars.read_parquet(path)
     except Exception as error:  # polars raises many kinds; each means an unreadable file
@@ -74,6 +77,21 @@ def read_manifest(path: str | Path, where: dict | None = None) -> "polars.DataFr
         if name == "path" or (name.endswith("_path") and f"{name.removesuffix('path')}row" in table.columns)
     )
     return select_rows(table, where or {}, path)
+
+
+def _lines(path: Path) -> "polars.DataFrame":
+    """The rows of a text file, frames being characters."""
+    import polars
+
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is no text file: {error}") from error
+    rows = [{"id": f"{path.name}:{number}", "path": str(path.resolve()), "frames": len(text), "text": text}
+            for number, line in enumerate(lines, start=1) if (text := " ".join(line.split()))]  # fmt: skip
+    if not rows:
+        raise InputError(f"{path}: there is no text in it")
+    return polars.DataFrame(rows)
 
 
 def select_rows(table: "polars.DataFrame", where: dict, path: str | Path) -> "polars.DataFrame":

@@ -67,8 +67,9 @@ class Units:
     def truth(self, value: str) -> str:
         return value
 
-    def decode(self, prediction: list[int]) -> str:
-        return self.tokenizer.decode(prediction)
+    def decode(self, prediction: list[int] | np.ndarray) -> str | np.ndarray:
+        """The text of units; log-probabilities, which a language model gives of a text, are an array and stay."""
+        return prediction if isinstance(prediction, np.ndarray) else self.tokenizer.decode(prediction)
 
     def state(self) -> dict:
         return {"kind": "units", "tokenizer": self.tokenizer.state()}

@@ -1,13 +1,13 @@
-"""Texts from the log-probabilities of frames: a beam search with its language model, hot words and settings."""
+"""Texts from what a head heard in frames: a beam search with its language models, hot words and settings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from seqformer.decode.fusion import Fusion, LanguageModel, rescored
-from seqformer.decode.prefix_beam import Hypothesis, prefix_beam
+from seqformer.decode.fusion import Fusion, LanguageModel
+from seqformer.decode.prefix_beam import Guide, Hypothesis, prefix_beam
 
 
 class Tokenizer(Protocol):
@@ -16,9 +16,20 @@ class Tokenizer(Protocol):
     def decode(self, units: list[int]) -> str: ...
 
 
+class TextModel(Protocol):
+    def text_log_probs(self, texts: Sequence[str]) -> list[float]:
+        """log p of each whole text, its end included."""
+
+
+Search = Callable[[Sequence[np.ndarray], int, Guide | None], list[list[Hypothesis]]]  # items, beam, guide
+
+
 @dataclass(frozen=True)
 class BeamDecoder:
-    """What ``prefix_beam`` and ``Fusion`` are given; with ``rescore`` the model orders the texts found without it."""
+    """What ``prefix_beam`` and ``Fusion`` are given, the first pass, and what orders the texts it found, the second.
+
+    The second adds ``rescore_weight`` log p of a whole text by ``rescorer``, and ``rescore_bonus`` for each word.
+    """
 
     model: LanguageModel | None = None
     weight: float = 0.5
@@ -28,21 +39,51 @@ class BeamDecoder:
     beam: int = 16
     top: int | None = 20
     least: float = -9.2
-    rescore: bool = False
+    rescorer: TextModel | None = None
+    rescore_weight: float = 0.3
+    rescore_bonus: float = 0.0
 
-    def hypotheses(self, log_probs: Sequence[np.ndarray], tokenizer: Tokenizer) -> list[list[Hypothesis]]:
-        """log_probs (T, vocab) of each item -> up to ``beam`` texts of each, the best first."""
-        lengths = [len(item) for item in log_probs]
-        padded = np.zeros((len(lengths), max(lengths, default=0), log_probs[0].shape[1] if lengths else 1))
-        for row, item in zip(padded, log_probs, strict=True):
-            row[: len(item)] = item
+    def hypotheses(
+        self, heard: Sequence[np.ndarray], tokenizer: Tokenizer, search: Search | None = None
+    ) -> list[list[Hypothesis]]:
+        """log_probs (T, vocab) of each item, or what a head's own ``search`` takes -> up to ``beam`` texts of each, the
+        best first.
+        """
+        found = self.first_pass(heard, tokenizer, search)
+        if self.rescorer is None:
+            return found
+        texts = list(dict.fromkeys(tokenizer.decode(one.units) for item in found for one in item))
+        said = dict(zip(texts, self.rescorer.text_log_probs(texts), strict=True))
+        return self.second_pass(found, tokenizer, said)
+
+    def first_pass(
+        self, heard: Sequence[np.ndarray], tokenizer: Tokenizer, search: Search | None = None
+    ) -> list[list[Hypothesis]]:
+        """The texts in the order of the search."""
         guide = self.guide(tokenizer)
-        found = prefix_beam(padded, lengths, self.beam, self.top, self.least, None if self.rescore else guide)
-        return [rescored(texts, guide) for texts in found] if self.rescore and guide else found
+        if search is not None:
+            return search(heard, self.beam, guide)
+        lengths = [len(item) for item in heard]
+        padded = np.zeros((len(lengths), max(lengths, default=0), heard[0].shape[1] if lengths else 1))
+        for row, item in zip(padded, heard, strict=True):
+            row[: len(item)] = item
+        return prefix_beam(padded, lengths, self.beam, self.top, self.least, guide)
 
-    def texts(self, log_probs: Sequence[np.ndarray], tokenizer: Tokenizer) -> list[str]:
+    def second_pass(
+        self, found: Sequence[Sequence[Hypothesis]], tokenizer: Tokenizer, said: dict[str, float]
+    ) -> list[list[Hypothesis]]:
+        """The texts of a first pass in the order of both, ``said`` being log p of each text by the rescorer."""
+
+        def moved(one: Hypothesis) -> Hypothesis:
+            text = tokenizer.decode(one.units)
+            more = self.rescore_weight * said[text] + self.rescore_bonus * len(text.split())
+            return one._replace(score=one.score + more)
+
+        return [sorted(map(moved, item), key=lambda one: -one.score) for item in found]
+
+    def texts(self, heard: Sequence[np.ndarray], tokenizer: Tokenizer, search: Search | None = None) -> list[str]:
         """The best text of each item."""
-        return [tokenizer.decode(texts[0].units) for texts in self.hypotheses(log_probs, tokenizer)]
+        return [tokenizer.decode(texts[0].units) for texts in self.hypotheses(heard, tokenizer, search)]
 
     def guide(self, tokenizer: Tokenizer) -> Fusion | None:
         if self.model is None and not self.words:

@@ -5,8 +5,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from seqformer.decode.prefix_beam import Guide, Hypothesis
-
 SPACE = "▁"  # as a token of a model of characters
 
 
@@ -138,15 +136,3 @@ def _tree(words: Sequence[str]) -> tuple[dict[tuple[int, str], int], set[int]]:
             node = following.setdefault((node, character), len(following) + 1)
         ends.add(node)
     return following, ends - {0}
-
-
-def rescored(hypotheses: Sequence[Hypothesis], guide: Guide) -> list[Hypothesis]:
-    """A list of texts in the order of their acoustic score and what a guide adds to all of each."""
-    found = []
-    for units, acoustic, _ in hypotheses:
-        state, added = guide.start(), 0.0
-        for unit in units:
-            gain, state = guide.extend(state, unit)
-            added += gain
-        found.append(Hypothesis(units, acoustic, acoustic + added + guide.finish(state)))
-    return sorted(found, key=lambda hypothesis: -hypothesis.score)

@@ -5,7 +5,7 @@ Both take ``joint(encoder (..., J), predictor (..., J))`` -> logits (..., V), an
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from heapq import nlargest
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 BLANK = 0
+BEHIND = 6.0  # natural logs behind the last of a full beam, a text is not followed through a frame's further units
 WINDOW = 8  # frames looked at together: what follows a text is the same for all of them until a unit is found
 Joint = Callable[[Tensor, Tensor], Tensor]
 Predict = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
@@ -60,50 +61,72 @@ class Hypothesis(NamedTuple):
 
 
 def beam_search(
-    joint: Joint, predict: Predict, encoder: Tensor, beam: int, max_symbols: int, score: Score | None = None
-) -> list[tuple[list[int], float]]:
-    """The best texts of one item, at most ``beam``, best first, with their totals: encoder (T, J).
+    joint: Joint, predict: Predict, encoders: Sequence[Tensor], beam: int, max_symbols: int, score: Score | None = None
+) -> list[list[Hypothesis]]:
+    """The best texts of each item, at most ``beam``, best first: encoders (T, J), all items advancing at once.
 
     Frame by frame, with the probabilities of equal texts added. ``score(units, unit)`` is added to the log-probability
     of a text whenever a unit is put behind others: a language model, weighted, or a bonus for length. As long as the
     beam drops nothing, a total is exactly the log of the summed probability of the text's alignments in which no frame
     gives more than ``max_symbols`` units, plus its scores.
     """
-    after, state = predict(torch.full((1, 1), BLANK, device=encoder.device), None)
-    found = [Hypothesis((), 0.0, 0.0, after[0], state[0])]
-    for frame in encoder:
-        ended: dict[tuple[int, ...], Hypothesis] = {}
+    if not len(encoders):
+        return []
+    after, state = predict(torch.full((1, 1), BLANK, device=encoders[0].device), None)
+    found = [[Hypothesis((), 0.0, 0.0, after[0], state[0])] for _ in encoders]
+    for t in range(max(map(len, encoders))):
+        now = {item: found[item] for item, encoder in enumerate(encoders) if t < len(encoder)}
+        ended: dict[int, dict[tuple[int, ...], Hypothesis]] = {item: {} for item in now}
         for symbols in range(max_symbols + 1):
-            logits = joint(frame, torch.cat([one.after for one in found]))
-            log_p_NV = logits.float().log_softmax(dim=-1)
-            for one, blank in zip(found, log_p_NV[:, BLANK].tolist(), strict=True):
-                before = ended[one.units].log_p if one.units in ended else -math.inf
-                ended[one.units] = one._replace(log_p=_log_sum(before, one.log_p + blank))
+            flat = [(item, one) for item, some in now.items() for one in some]
+            if not flat:
+                break
+            frames = torch.stack([encoders[item][t] for item, _ in flat])
+            log_p_NV = joint(frames, torch.cat([one.after for _, one in flat])).float().log_softmax(dim=-1)
+            for (item, one), blank in zip(flat, log_p_NV[:, BLANK].tolist(), strict=True):
+                before = ended[item][one.units].log_p if one.units in ended[item] else -math.inf
+                ended[item][one.units] = one._replace(log_p=_log_sum(before, one.log_p + blank))
             if symbols < max_symbols:
-                found = _extended(found, log_p_NV, predict, beam, score)
-        found = nlargest(beam, ended.values(), key=lambda one: one.total)
-    return [(list(one.units), one.total) for one in found]
+                now = _extended(flat, log_p_NV, predict, beam, score, ended)
+        for item, texts in ended.items():
+            found[item] = nlargest(beam, texts.values(), key=lambda one: one.total)
+    return found
 
 
 def _extended(
-    found: list[Hypothesis], log_p_NV: Tensor, predict: Predict, beam: int, score: Score | None
-) -> list[Hypothesis]:
-    """The best of all texts with one unit more."""
+    flat: list[tuple[int, Hypothesis]],
+    log_p_NV: Tensor,
+    predict: Predict,
+    beam: int,
+    score: Score | None,
+    ended: dict[int, dict[tuple[int, ...], Hypothesis]],
+) -> dict[int, list[Hypothesis]]:
+    """Of each item the best of all texts with one unit more, those with a chance to be kept."""
     log_p_NV = log_p_NV.index_fill(1, log_p_NV.new_tensor([BLANK], dtype=torch.int64), -math.inf)
     log_ps, units = (side.tolist() for side in log_p_NV.topk(min(beam, log_p_NV.shape[1] - 1), dim=1))
-    longer = [
-        one._replace(
-            units=(*one.units, unit),
-            log_p=one.log_p + log_p,
-            score=one.score + (score(one.units, unit) if score else 0.0),
-        )
-        for one, row, row_units in zip(found, log_ps, units, strict=True)
-        for log_p, unit in zip(row, row_units, strict=True)
-    ]
-    longer = nlargest(beam, longer, key=lambda one: one.total)
-    last = torch.tensor([[one.units[-1]] for one in longer], device=log_p_NV.device)
-    afters, states = predict(last, torch.stack([one.state for one in longer]))
-    return [one._replace(after=afters[row], state=states[row]) for row, one in enumerate(longer)]
+    longer: dict[int, list[Hypothesis]] = {item: [] for item in ended}
+    least = {item: _least(texts.values(), beam) for item, texts in ended.items()}
+    for (item, one), row, row_units in zip(flat, log_ps, units, strict=True):
+        for log_p, unit in zip(row, row_units, strict=True):
+            if one.total + log_p >= least[item]:  # a language model is asked about no more
+                more = score(one.units, unit) if score else 0.0
+                text = one._replace(units=(*one.units, unit), log_p=one.log_p + log_p, score=one.score + more)
+                longer[item] += [text] if text.total >= least[item] else []
+    longer = {item: nlargest(beam, some, key=lambda one: one.total) for item, some in longer.items()}
+    chosen = [one for some in longer.values() for one in some]
+    if not chosen:
+        return {}
+    last = torch.tensor([[one.units[-1]] for one in chosen], device=log_p_NV.device)
+    afters, states = predict(last, torch.stack([one.state for one in chosen]))
+    rows = zip(afters.unbind(), states.unbind(), strict=True)
+    return {item: [one._replace(after=after, state=state) for one, (after, state) in zip(some, rows, strict=False)]
+            for item, some in longer.items()}  # fmt: skip
+
+
+def _least(ended: Iterable[Hypothesis], beam: int) -> float:
+    """The total below which a text has no chance any more."""
+    kept = nlargest(beam, (one.total for one in ended))
+    return kept[-1] - BEHIND if len(kept) == beam else -math.inf
 
 
 def _log_sum(a: float, b: float) -> float:

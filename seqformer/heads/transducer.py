@@ -1,11 +1,16 @@
 """Transducer head (Graves 2012, arXiv 1211.3711): units as they are heard, each given all units before it."""
 
+from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from seqformer.decode.prefix_beam import Guide
+from seqformer.decode.prefix_beam import Hypothesis as Found
 from seqformer.decode.transducer import BLANK, Score, beam_search, greedy
+from seqformer.decode.unit_score import UnitScore, guided
 from seqformer.nn.mask import lengths_of, zero_padding
 from seqformer.nn.predictor import LSTMPredictor, StatelessPredictor
 from seqformer.nn.transducer_loss import lattice_entries, transducer_loss
@@ -95,8 +100,14 @@ class Transducer(nn.Module):
         self, x: Tensor, mask: Tensor, beam: int, score: Score | None = None
     ) -> list[list[tuple[list[int], float]]]:
         """The best texts of each item, at most ``beam``, best first, with their log-probabilities; see beam_search."""
-        items = zip(self(x, mask), lengths_of(mask).tolist(), strict=True)
-        return [
-            beam_search(self.logits, self.after, frames[:length], beam, self.max_symbols, score)
-            for frames, length in items
-        ]
+        items = [frames[:length] for frames, length in zip(self(x, mask), lengths_of(mask).tolist(), strict=True)]
+        found = beam_search(self.logits, self.after, items, beam, self.max_symbols, score)
+        return [[(list(one.units), one.total) for one in texts] for texts in found]
+
+    @torch.no_grad()
+    def search_frames(self, frames: Sequence[np.ndarray], beam: int, guide: Guide | None = None) -> list[list[Found]]:
+        """``search`` in what ``forward`` made of each item (T, joint), with what a guide adds to texts."""
+        items = [torch.from_numpy(item).to(self.linear.weight.device) for item in frames]
+        score = UnitScore(guide) if guide else None
+        found = beam_search(self.logits, self.after, items, beam, self.max_symbols, score)
+        return [guided(((one.units, one.log_p) for one in texts), score) for texts in found]

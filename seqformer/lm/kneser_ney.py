@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from seqformer.errors import InputError
-from seqformer.lm.ngram import BEGIN, END, LOG_10, UNITS, UNKNOWN, NGram, State, text_tokens
+from seqformer.lm.ngram import BEGIN, END, LOG_10, ROWS, UNITS, UNKNOWN, NGram, State, text_tokens
 
 FALLBACK = (0.5, 1.0, 1.5)  # discounts of a text too small to have n-grams of every count from 1 to 4
 NEVER = -99.0  # log10 p of <s>, which is only ever a context
@@ -103,6 +103,8 @@ def write_arpa(model: NGram, path: Path) -> None:
 
 def _arpa_lines(model: NGram) -> Iterator[str]:
     yield f"{UNITS}{model.units}"
+    if model.rows is not None:
+        yield f"{ROWS}{model.rows}"
     yield "\\data\\"
     for n, entries in enumerate(model.entries, start=1):
         yield f"ngram {n}={len(entries)}"

@@ -1,7 +1,8 @@
 r"""Back-off n-gram models in ARPA files: read strictly, scored with natural logarithms.
 
 A model's tokens are words or characters, with "▁" for the space. Ours says which before ``\data\``; in a file that
-does not, they are characters where every one of them is a single character, and "▁" is among them.
+does not, they are characters where every one of them is a single character, and "▁" is among them. Ours says there too
+which rows of a run its texts are of, by their fingerprint, if they are of any.
 """
 
 import math
@@ -12,7 +13,7 @@ from typing import NoReturn
 from seqformer.errors import InputError
 
 BEGIN, END, UNKNOWN, SPACE = "<s>", "</s>", "<unk>", "▁"
-UNITS = "units: "  # before what the tokens are, in a line before the counts
+UNITS, ROWS = "units: ", "rows: "  # before what the tokens are, and the fingerprint, in lines before the counts
 LOG_10 = math.log(10.0)
 NO_UNKNOWN = -100.0 * LOG_10  # log-probability of an unknown token where a file has no <unk>, as in KenLM
 State = tuple[str, ...]
@@ -21,8 +22,10 @@ State = tuple[str, ...]
 class NGram:
     """``entries[n - 1]`` has {n tokens: (log p of the last after the others, log back-off weight as a context)}."""
 
-    def __init__(self, entries: Sequence[dict[State, tuple[float, float]]], units: str = "words"):
-        self.entries, self.order, self.units = list(entries), len(entries), units
+    def __init__(
+        self, entries: Sequence[dict[State, tuple[float, float]]], units: str = "words", rows: str | None = None
+    ):
+        self.entries, self.order, self.units, self.rows = list(entries), len(entries), units, rows
 
     def start(self) -> State:
         """The state at the beginning of a text."""
@@ -61,6 +64,10 @@ class NGram:
             log_p, state = self.score(state, token)
             found.append(log_p)
         return [*found, self.finish(state)]
+
+    def text_log_probs(self, texts: Sequence[str]) -> list[float]:
+        """log p of each whole text, its end included."""
+        return [sum(self.log_probs(text)) for text in texts]
 
     def unknown(self, token: str) -> bool:
         return (token,) not in self.entries[0]
@@ -115,10 +122,11 @@ class _Lines:
 def read_arpa(path: str | Path) -> NGram:
     """The model of an ARPA file. Raises InputError, naming the line, when it is not sound in all its sections."""
     lines = _Lines(Path(path))
-    line, units = lines.next(), None
+    line, noted = lines.next(), {}
     while line != "\\data\\":  # publishers write what they like before it
-        if line is not None and line.startswith(UNITS):
-            units = line.removeprefix(UNITS)
+        for mark in (UNITS, ROWS):
+            if line is not None and line.startswith(mark):
+                noted[mark] = line.removeprefix(mark)
         if line is None:
             lines.fail("the file ends without \\data\\")
         line = lines.next()
@@ -135,10 +143,11 @@ def read_arpa(path: str | Path) -> NGram:
         lines.fail(f"found {_short(line)}; expected \\end\\")
     if lines.next() is not None:
         lines.fail("there is more after \\end\\")
+    units = noted.get(UNITS)
     if units not in ("words", "chars"):
         single = all(len(token) == 1 for (token,) in entries[0] if token not in (BEGIN, END, UNKNOWN))
         units = "chars" if single and (SPACE,) in entries[0] else "words"
-    return NGram(entries, units)
+    return NGram(entries, units, noted.get(ROWS))
 
 
 def _read_counts(lines: _Lines) -> tuple[list[int], str | None]:
