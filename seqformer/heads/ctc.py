@@ -44,7 +44,9 @@ class CTC(nn.Module):
     ):
         super().__init__()
         if not 0 <= likelihood <= 1 or beam < 2 or scale <= 0:
-            raise ValueError(f"likelihood {likelihood}, beam {beam}, scale {scale}: expected 0 to 1, 2 or more, above 0")
+            raise ValueError(
+                f"likelihood {likelihood}, beam {beam}, scale {scale}: expected 0 to 1, 2 or more, above 0"
+            )
         self.target, self.criterion, self.likelihood, self.beam, self.scale = target, criterion, likelihood, beam, scale
         self.linear = nn.Linear(dim, vocab)
         self.bigram = Bigram(vocab) if criterion == "smbr" else None

@@ -85,18 +85,18 @@ class Transducer(nn.Module):
         In training it is mixed with the expected word errors of an item, where the criterion asks for them.
         """
         encoded = self(x, mask)
-        loss = self._nll(encoded, mask, targets)
+        loss = self.nll(encoded, mask, targets)
         if self.training and self.criterion == "mwer":
             self.eval()  # the texts are those the model would say: no dropout in the search
             texts = [[units for units, _ in found] for found in self.search(x, mask, self.beam)]
             self.train()
-            errors = mwer(lambda units: self._nll(encoded, mask, units), texts, targets, self.spellings)
+            errors = mwer(lambda units: self.nll(encoded, mask, units), texts, targets, self.spellings)
             loss = (1 - self.likelihood) * errors + self.likelihood * loss
         weight = torch.ones_like(loss) if weight is None else weight.float()
         weight = weight.masked_fill(~mask.any(dim=1), 0)
         return (loss * weight).sum() / weight.sum().clamp(min=1e-8)
 
-    def _nll(self, encoded: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
+    def nll(self, encoded: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
         """-log p(target) of each item (B,) of what ``forward`` gave; 0 of one without frames."""
         frames, units = lengths_of(mask), (targets >= 0).sum(dim=1)
         targets = targets.clamp(min=0)

@@ -37,9 +37,7 @@ def expected_gain(scores: Tensor, gain: Tensor, mask: Tensor, graph: Graph) -> T
     return ExpectedGain.apply(scores, gain, mask, *graph)
 
 
-def wrong_frames(
-    scores: Tensor, targets: Tensor, mask: Tensor, graph: Graph, weight: Tensor | None = None
-) -> Tensor:
+def wrong_frames(scores: Tensor, targets: Tensor, mask: Tensor, graph: Graph, weight: Tensor | None = None) -> Tensor:
     """Weighted mean over scored frames of the probability that a path is in a wrong state; see ``expected_gain``.
 
     Scores (B, T, S), mask (B, T), targets and weight as class_loss takes them; 0 where nothing is scored.
