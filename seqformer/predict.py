@@ -135,7 +135,11 @@ def build_model(config: Run, targets: Targets, folder: Path | None = None) -> Se
     if folder is not None and (folder / REMEMBERED).is_file():
         backbone = backbone | {"settings": json.loads((folder / REMEMBERED).read_text())}
     heads = {name: {"vocab": targets.encoders[head_target(part)].size} | part for name, part in parts.items()}
-    return create_model(config.frontend, backbone, heads)
+    model = create_model(config.frontend, backbone, heads)
+    for head in model.heads.values():
+        if hasattr(head, "spellings"):
+            head.spellings = targets.encoders[head.target].tokenizer.spellings()
+    return model
 
 
 def make_dataset(config: Run, table: "polars.DataFrame", targets: Targets | None, rate: int | None, **given: Any):

@@ -9,6 +9,7 @@ from seqformer.nn.feedforward import Activation, hidden_layer
 from seqformer.nn.losses import ValueLoss, class_loss
 from seqformer.nn.mask import lengths_of
 from seqformer.nn.recurrent import GRU
+from seqformer.nn.smbr import Bigram, wrong_frames
 from seqformer.registry import register
 
 
@@ -22,6 +23,11 @@ class Framewise(nn.Module):
     Frames pass ``gru`` bidirectional layers, a ``hidden`` linear layer of that width with an ``activation`` (without
     one: the auxiliary heads of the Switchboard hybrid), and the last linear layer; ``dropout`` is of what enters the
     GRU, or the last layer where there is no GRU. ``weights`` names a column of weights per item, frame or value.
+
+    ``criterion`` smbr trains classes as a sequence: the share of wrong frames that is expected over all paths through a
+    bigram of the classes, counted on the training rows, and a share of ``likelihood`` of the cross-entropy. Frames
+    score log p(class) less the log of the class's share in training, times ``scale``. It is for training a model
+    further that knows the classes; out of training the loss is the cross-entropy.
     """
 
     def __init__(
@@ -41,8 +47,13 @@ class Framewise(nn.Module):
         activation: Activation = "none",
         dropout: float = 0.0,
         weights: str | None = None,
+        criterion: Literal["likelihood", "smbr"] = "likelihood",
+        likelihood: float = 0.1,
+        scale: float = 1.0,
     ):
         super().__init__()
+        if criterion == "smbr" and (loss != "classes" or not 0 <= likelihood <= 1 or scale <= 0):
+            raise ValueError(f"smbr is of loss classes, not {loss}, likelihood 0 to 1, not {likelihood}, scale above 0")
         if loss == "classes" and (clip is not None or beyond or confidence):
             raise ValueError("clip, beyond and confidence are of a loss of values, not of classes")
         self.target, self.weights, self.kind = target, weights, loss
@@ -54,6 +65,8 @@ class Framewise(nn.Module):
         self.hidden = hidden_layer(dim, hidden, activation)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(hidden or dim, vocab * (self.values.columns if self.values else 1))
+        self.likelihood, self.scale = likelihood, scale
+        self.bigram = Bigram(vocab) if criterion == "smbr" else None
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         if self.gru is None:
@@ -69,9 +82,19 @@ class Framewise(nn.Module):
         if targets.shape[1] != x.shape[1]:
             raise ValueError(f"{targets.shape[1]} target frames for {x.shape[1]} frames: use a backbone of stride 1")
         logits = self(x, mask)
-        if self.values is None:
-            return class_loss(logits, targets, mask, weight, self.smoothing, self.focal)
-        return self.values(logits, targets, mask, weight)
+        if self.values is not None:
+            return self.values(logits, targets, mask, weight)
+        loss = class_loss(logits, targets, mask, weight, self.smoothing, self.focal)
+        if self.bigram is None or not self.training:
+            return loss
+        log_p = logits.float().log_softmax(dim=-1) - self.bigram.shares
+        wrong = wrong_frames(self.scale * log_p, targets, mask, self.bigram.graph(), weight)
+        return (1 - self.likelihood) * wrong + self.likelihood * loss
+
+    @property
+    def fit(self):
+        """``fit(targets)`` with those of a fold's training rows; there is none but for the criterion smbr."""
+        return self.bigram.fit
 
     def predict(self, x: Tensor, mask: Tensor) -> list[np.ndarray]:
         """For each item, (frames, vocab) class probabilities or values (of ``bce``, probabilities), float32."""

@@ -12,6 +12,7 @@ from seqformer.decode.prefix_beam import Hypothesis as Found
 from seqformer.decode.transducer import BLANK, Score, beam_search, greedy
 from seqformer.decode.unit_score import UnitScore, guided
 from seqformer.nn.mask import lengths_of, zero_padding
+from seqformer.nn.mwer import mwer
 from seqformer.nn.predictor import LSTMPredictor, StatelessPredictor
 from seqformer.nn.transducer_loss import lattice_entries, transducer_loss
 from seqformer.registry import register
@@ -26,9 +27,14 @@ class Transducer(nn.Module):
     Unit 0 is the blank, as of CTC. Targets (B, U) are unit numbers, padded with -1; any number of units fits into one
     frame. The units said so far pass an ``lstm`` of ``layers`` layers, or ``stateless`` the last ``context`` alone, of
     width ``predictor_dim``, with ``dropout`` behind; logits are linear(tanh(frames + units)). ``predict`` gives at most
-    ``max_symbols`` units for a frame. A CTC loss beside it is a second head. Raises ValueError on numbers below 1.
+    ``max_symbols`` units for a frame. A CTC loss beside it is a second head.
+
+    ``criterion`` mwer trains a model further that can recognise already: the word errors expected over the best texts
+    of a search with a ``beam``, and a share of ``likelihood`` of the usual loss, which it is out of training. Raises
+    ValueError on numbers below 1, on a beam that has nothing to compare, and on a share that is none.
     """
 
+    spellings: list[str] | None = None  # what each unit adds to a text; without them a unit counts as a word
     answers = False  # what forward gives is no logits: its search makes them
 
     def __init__(
@@ -43,12 +49,18 @@ class Transducer(nn.Module):
         joint: int = 320,
         dropout: float = 0.0,
         max_symbols: int = 5,
+        criterion: Literal["likelihood", "mwer"] = "likelihood",
+        likelihood: float = 0.1,
+        beam: int = 4,
     ):
         super().__init__()
+        if not 0 <= likelihood <= 1 or beam < 2:
+            raise ValueError(f"likelihood is {likelihood}, beam {beam}; expected 0 to 1, and 2 or more")
         for name, value in {"layers": layers, "context": context, "max_symbols": max_symbols}.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}; expected 1 or more")
         self.target, self.max_symbols = target, max_symbols
+        self.criterion, self.likelihood, self.beam = criterion, likelihood, beam
         if predictor == "lstm":
             self.predictor = LSTMPredictor(vocab, predictor_dim, layers)
         else:
@@ -73,22 +85,36 @@ class Transducer(nn.Module):
         return self.linear(torch.tanh(frames + units))
 
     def loss(self, x: Tensor, mask: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Weighted mean of -log p(target) over items with frames, float32; 0 with a gradient of 0 if there are none."""
+        """Weighted mean of -log p(target) over items with frames, float32; 0 with a gradient of 0 if there are none.
+
+        In training it is mixed with the expected word errors of an item, where the criterion asks for them.
+        """
+        encoded = self(x, mask)
+        loss = self.nll(encoded, mask, targets)
+        if self.training and self.criterion == "mwer":
+            self.eval()  # the texts are those the model would say: no dropout in the search
+            texts = [[units for units, _ in found] for found in self.search(x, mask, self.beam)]
+            self.train()
+            errors = mwer(lambda units: self.nll(encoded, mask, units), texts, targets, self.spellings)
+            loss = (1 - self.likelihood) * errors + self.likelihood * loss
+        weight = torch.ones_like(loss) if weight is None else weight.float()
+        weight = weight.masked_fill(~mask.any(dim=1), 0)
+        return (loss * weight).sum() / weight.sum().clamp(min=1e-8)
+
+    def nll(self, encoded: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
+        """-log p(target) of each item (B,) of what ``forward`` gave; 0 of one without frames."""
         frames, units = lengths_of(mask), (targets >= 0).sum(dim=1)
         targets = targets.clamp(min=0)
         after, _ = self.after(nn.functional.pad(targets, (1, 0), value=BLANK))
         numbers = after.shape[0] * after.shape[1] * (self.linear.in_features + self.linear.out_features)
         blank, label = lattice_entries(
             lambda part, after: self.logits(part[:, :, None], after[:, None]),
-            self(x, mask),
+            encoded,
             after,
             nn.functional.pad(targets, (0, 1)),
             chunk=max(1, NUMBERS_AT_ONCE // numbers),
         )
-        nll = transducer_loss(blank, label, frames, units)
-        weight = torch.ones_like(nll) if weight is None else weight.float()
-        weight = weight.masked_fill(frames == 0, 0)
-        return (nll * weight).sum() / weight.sum().clamp(min=1e-8)
+        return transducer_loss(blank, label, frames, units)
 
     @torch.no_grad()
     def predict(self, x: Tensor, mask: Tensor) -> list[list[int]]:

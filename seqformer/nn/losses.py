@@ -59,12 +59,7 @@ def class_loss(
     makes it the Kullback-Leibler divergence KL(targets || softmax(logits)); its gradient is the same.
     """
     logits = logits.float()
-    if targets.is_floating_point():
-        scored = mask & targets.isfinite().all(dim=-1)
-        goal = targets.float().masked_fill(~scored[..., None], 0)
-    else:
-        scored = mask & (targets >= 0)
-        goal = targets.masked_fill(~scored, 0)
+    goal, scored = scored_classes(targets, mask)
     if not focal and not kl:
         flat = goal.flatten(0, -2) if goal.is_floating_point() else goal.flatten()
         error = F.cross_entropy(logits.flatten(0, -2), flat, reduction="none", label_smoothing=smoothing)
@@ -76,6 +71,15 @@ def class_loss(
         if kl:
             error = error - torch.special.entr(goal).sum(dim=-1)
     return weighted_mean(error.masked_fill(~scored, 0), shares(scored, weight))
+
+
+def scored_classes(targets: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets as class_loss takes them -> the same, 0 where not scored, and what is scored (...)."""
+    if targets.is_floating_point():
+        scored = mask & targets.isfinite().all(dim=-1)
+        return targets.float().masked_fill(~scored[..., None], 0), scored
+    scored = mask & (targets >= 0)
+    return targets.masked_fill(~scored, 0), scored
 
 
 def as_values(targets: Tensor) -> Tensor:

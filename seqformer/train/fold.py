@@ -61,8 +61,10 @@ def prepare_fold(
     augment = Augment(config.augment, rate) if config.augment else None
     rows = join_rows(own, None if extra is None else keep_short(extra, config, name, log))
     data = make_dataset(config, rows, targets, rate, augment=augment, training=True)
+    as_rows = len(data) == len(rows)
     if hasattr(model.frontend, "fit") and not trained(folder):
-        fit_frontend(model, data, own.height if len(data) == len(rows) else None)
+        fit_frontend(model, data, own.height if as_rows else None)
+    fit_heads(model, data, targets, own if as_rows else None)
     if "init_from" in earlier:
         start_from(model, targets, earlier["init_from"], config.init_skip)
     teacher = load_teacher(config, earlier["teacher"], model, targets) if "teacher" in earlier else None
@@ -88,6 +90,19 @@ def fit_frontend(model: SequenceModel, data: Any, rows: int | None) -> None:
     """Fit the frontend on the first ``rows`` examples as they are; on all of an epoch, where examples are no rows."""
     keys = [(0, index) for index in range(len(data))] if rows is None else [(VALID, row) for row in range(rows)]
     model.frontend.fit(data[key].inputs for key in keys)
+
+
+def fit_heads(model: SequenceModel, data: Any, targets: Targets, own: "polars.DataFrame | None") -> None:
+    """Fit what heads learn of targets alone on the fold's ``own`` rows; on all of an epoch, where examples are no rows.
+
+    No checkpoint holds it: a fold that goes on fits it again.
+    """
+    for head in model.heads.values():
+        if hasattr(head, "fit"):
+            if own is None:
+                head.fit(data[0, index].targets[head.target] for index in range(len(data)))
+            else:
+                head.fit(map(targets.encoders[head.target].encode, own[head.target]))
 
 
 def row_sampler(config: Run, data: Any, rows: "polars.DataFrame", key: int) -> RowSampler | None:
