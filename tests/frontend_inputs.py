@@ -13,6 +13,10 @@ LANDMARKS = dict(points=7, coordinates=2)
 TOKENS = dict(vocab=[5, 3], width=4, values=2)
 FRONTENDS = {
     "logmel": [LOGMEL | {"normalize": kind} for kind in ("utterance", "bin", "none")] + [LOGMEL | PUBLISHED],
+    "gammatone": [
+        dict(rate=4000, bands=6, low_hz=300, normalize=kind, compression=compression)
+        for kind, compression in (("utterance", "root"), ("bin", "log"), ("none", "root"))
+    ],
     "dense": [
         *[{"channels": CHANNELS, "normalize": kind} for kind in ("none", "item")],
         {"channels": CHANNELS, "normalize": "fold", "static": 2, "clip": 1.5, "differences": [1, 3]},
@@ -48,12 +52,12 @@ def make_inputs(frontend, frames: int, rng: np.random.Generator) -> dict[str, np
         x = np.stack([rng.integers(size, size=frames) for size in frontend.vocab], axis=1)
         return {"x": x, "values": rng.normal(size=(frames, frontend.values)).astype(np.float32)}
     shape = frontend.shape if kind == "Landmarks" else (CHANNELS,)
-    if kind in ("LogMel", "SpectrogramCNN"):
+    if kind in ("LogMel", "Gammatone", "SpectrogramCNN"):
         # As much as gives this many frames, whichever way the frontend counts them.
         down = getattr(frontend, "frames", "ceil") == "floor"
         frames = frames * frontend.hop + (1 if down else -1) * int(rng.integers(frontend.hop))
         shape = (12, 2)
-        if kind == "LogMel" or frontend.frontend is not None:
+        if kind != "SpectrogramCNN" or frontend.frontend is not None:
             return {"x": rng.normal(0, 0.1, frames).astype(np.float32)}
     x = rng.normal(0, 1, (frames, *shape)).astype(np.float32)
     if frames > 5:

@@ -36,7 +36,7 @@ RULES = {
     "metrics": {"errors", "registry"},
     "checkpoint": {"errors"},
     "batch": {"nn.mask", "errors"},
-    "frontends": PARTS | {"frontends.features", "timm_import"},
+    "frontends": PARTS | {"frontends.features", "frontends.audio", "timm_import"},  # gammatone masks as log-mel does
     # The encoder is the network, the other files are settings of it; Conformer's are where its kin start from.
     "backbones": PARTS
     | {"backbones.presets", "backbones.intermediates", "backbones.encoder"}

@@ -156,7 +156,7 @@ class LogMel(nn.Module):
             if self.top_db is not None:
                 peak = x.masked_fill(~frame_mask[..., None], -torch.inf).amax(dim=(1, 2), keepdim=True)
                 x = torch.maximum(x, peak - self.top_db * math.log(10) / 10)
-            x = self._normalized(x, frame_mask)
+            x = normalize_frames(x, frame_mask, self.normalize, self.correction)
         if self.spec_augment is not None:
             x = self.spec_augment(x, frame_mask)
         return Features(x, frame_mask)
@@ -179,12 +179,18 @@ class LogMel(nn.Module):
         energy = power @ self.filters
         return (energy + self.floor if self.guard == "add" else energy.clamp(min=self.floor)).log()
 
-    def _normalized(self, x: Tensor, mask: Tensor) -> Tensor:
-        if self.normalize != "none":
-            axes = (1, 2) if self.normalize == "utterance" else (1,)
-            count = lengths_of(mask).clamp(min=1)[:, None, None] * (self.dim if self.normalize == "utterance" else 1)
-            centred = x - zero_padding(x, mask).sum(dim=axes, keepdim=True) / count
-            squares = zero_padding(centred, mask).square().sum(dim=axes, keepdim=True)
-            # One frame leaves a sample deviation undefined; its squares are 0, and so is the deviation taken here.
-            x = centred / ((squares / (count - self.correction).clamp(min=1)).sqrt() + 1e-5)
-        return zero_padding(x, mask)
+
+def normalize_frames(x: Tensor, mask: Tensor, kind: Literal["utterance", "bin", "none"], correction: int = 0) -> Tensor:
+    """x (B, T, F), mask (B, T) -> the same with padding 0, and mean 0 and deviation 1 over an item's real frames.
+
+    ``utterance`` takes one mean and deviation of an item, ``bin`` one per column, ``none`` neither; the deviation
+    divides by the count less ``correction``.
+    """
+    if kind != "none":
+        axes = (1, 2) if kind == "utterance" else (1,)
+        count = lengths_of(mask).clamp(min=1)[:, None, None] * (x.shape[2] if kind == "utterance" else 1)
+        centred = x - zero_padding(x, mask).sum(dim=axes, keepdim=True) / count
+        squares = zero_padding(centred, mask).square().sum(dim=axes, keepdim=True)
+        # One frame leaves a sample deviation undefined; its squares are 0, and so is the deviation taken here.
+        x = centred / ((squares / (count - correction).clamp(min=1)).sqrt() + 1e-5)
+    return zero_padding(x, mask)
