@@ -48,6 +48,10 @@ RULES = {
     "data": DATA,
     "pretrained": PARTS | {"published", "batch", "data.audio", "data.folder", "data.text", "heads.ctc", "model"},
     "published": {"published", "backbones.encoder", "errors"},
+    "streaming": PARTS | {"model", "decode", "backbones.encoder", "heads.ctc"},
+    "long_audio": PARTS | {"model", "decode", "data", "heads.ctc"},
+    "subtitles": {"data.text", "decode"},
+    "listen": PARTS | {"model", "streaming"},
     "predict": PREDICT,
     "analyze": PREDICT | {"predict", "nn", "analyze_plots"},
     "analyze_plots": {"errors", "analyze"},  # for its types
