@@ -132,23 +132,25 @@ def pseudo(
 @app.command()
 def transcribe(
     model: Annotated[str, typer.Argument(help="A run folder, or a checkpoint: a .nemo file, a folder, owner/name.")],
-    files: Annotated[list[Path], typer.Argument(help="Audio files: any rate, mono or stereo.")],
+    files: Annotated[list[Path] | None, typer.Argument(help="Audio files: any rate, mono or stereo.")] = None,
+    window: Annotated[float | None, typer.Option(help="Read by windows of so many seconds [>2 min: 30].")] = None,
+    overlap: Annotated[float, typer.Option(help="Seconds that neighbouring windows share.")] = 5.0,
+    srt: Annotated[Path | None, typer.Option(help="Write subtitles of the file as SubRip.")] = None,
+    vtt: Annotated[Path | None, typer.Option(help="Write subtitles of the file as WebVTT.")] = None,
+    stream: Annotated[bool, typer.Option(help="Read standard input as it comes: 16-bit PCM or WAV.")] = False,
 ) -> None:
     """Print the text of audio files, one line each."""
-    import polars
+    from seqformer.transcribe import transcribe as read_files
+    from seqformer.transcribe import transcribe_stream
 
-    from seqformer.data.audio import audio_facts
-
-    rows = [{"id": str(path), "path": str(path.resolve())} | audio_facts(path) for path in files]
-    if (Path(model) / "folds.parquet").is_file():
-        trained = open_run(Path(model))
-        if not trained.transcribes:
-            raise InputError(f"{model} turns no audio into text: its frontend or its head is for something else")
-        found = trained.predict(polars.DataFrame(rows).unique("id", maintain_order=True))
-    else:
-        from seqformer.pretrained import load_pretrained, transcribe_files
-
-        found = transcribe_files(load_pretrained(model), [row["id"] for row in rows])
+    run = open_run(Path(model)) if (Path(model) / "folds.parquet").is_file() else None
+    if run is not None and not run.transcribes:
+        raise InputError(f"{model} turns no audio into text: its frontend or its head is for something else")
+    if stream == bool(files):
+        raise InputError("transcribe reads files, or standard input with --stream: name one of them")
+    if stream:
+        return transcribe_stream(run, model)
+    found = read_files(run, model, files, window, overlap, srt, vtt)
     for path in files:
         typer.echo(found[str(path)] if len(files) == 1 else f"{path}\t{found[str(path)]}")
 

@@ -85,6 +85,14 @@ class SequenceModel(nn.Module):
         return self.evaluate(batch)[0]
 
     @torch.no_grad()
+    def log_probs(self, inputs: dict[str, Tensor], mask: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """Logarithms of the class probabilities of a head's frames, (B, T, vocab) float32, and their mask (B, T)."""
+        features = self.frontend(inputs, mask)
+        keep = self._wanted()
+        read = self._read(self.backbone(features.x, features.mask, features.bias, **keep), **keep)[name]
+        return self.heads[name](*read).float().log_softmax(dim=-1), read[1]
+
+    @torch.no_grad()
     def evaluate(self, batch) -> tuple[dict[str, list], Tensor | None]:
         """Predictions as ``predict`` gives them and, where the batch has targets, the total loss, in one pass."""
         features = self.frontend(batch.inputs, batch.mask)

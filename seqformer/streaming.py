@@ -134,6 +134,11 @@ class Stream:
         return self._spans.found
 
     @property
+    def heard(self) -> int:
+        """How many frames there have been."""
+        return self._spans.frames
+
+    @property
     def text(self) -> str:
         """What was read so far. Raises InputError where the model has no tokenizer."""
         if self.tokenizer is None:

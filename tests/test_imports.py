@@ -51,6 +51,7 @@ RULES = {
     "streaming": PARTS | {"model", "decode", "backbones.encoder", "heads.ctc"},
     "long_audio": PARTS | {"model", "decode", "data", "heads.ctc"},
     "subtitles": {"data.text", "decode"},
+    "transcribe": PREDICT | {"predict", "pretrained", "long_audio", "listen", "subtitles"},
     "listen": PARTS | {"model", "streaming"},
     "predict": PREDICT,
     "analyze": PREDICT | {"predict", "nn", "analyze_plots"},

@@ -30,6 +30,10 @@ class Characters:
     def decode(self, units: list[int]) -> str:
         return "".join(self.symbols[unit - 1] for unit in units if unit).strip()
 
+    def piece(self, unit: int) -> str:
+        """What a unit adds to the text; white space parts words."""
+        return self.symbols[unit - 1]
+
     def state(self) -> dict:
         return {"kind": "chars", "symbols": self.symbols}
 
@@ -52,6 +56,9 @@ class Words:
 
     def decode(self, units: list[int]) -> str:
         return " ".join(self.words[unit - 1] for unit in units if unit)
+
+    def piece(self, unit: int) -> str:
+        return " " + self.words[unit - 1]
 
     def state(self) -> dict:
         return {"kind": "words", "words": self.words}
@@ -103,6 +110,9 @@ class BPE:
     def decode(self, units: list[int]) -> str:
         return self.processor.decode([unit - self.shift for unit in units if unit]).strip()
 
+    def piece(self, unit: int) -> str:
+        return self.processor.id_to_piece(unit - self.shift).replace("▁", " ")
+
     def state(self) -> dict:
         return {"kind": "bpe", "model": base64.b64encode(self.model).decode()} | ({"shift": 1} if self.shift else {})
 
@@ -121,6 +131,9 @@ class Pieces:
 
     def decode(self, units: list[int]) -> str:
         return "".join(self.pieces[unit - 1] for unit in units if unit).replace("▁", " ").strip()
+
+    def piece(self, unit: int) -> str:
+        return self.pieces[unit - 1].replace("▁", " ")
 
     def state(self) -> dict:
         return {"kind": "pieces", "pieces": self.pieces}
