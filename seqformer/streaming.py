@@ -118,10 +118,12 @@ class Stream:
         """Samples (N,) in [-1, 1] at the model's rate, any number of them -> log-probabilities (new frames, vocab)."""
         if self.ended:
             raise InputError("the stream has ended; make another for more audio")
-        samples = torch.as_tensor(samples, dtype=torch.float32, device=self.device)
+        samples = torch.as_tensor(samples, device=self.device)
         if samples.dim() != 1:
             raise InputError(f"samples have shape {tuple(samples.shape)}; expected one axis, one channel")
-        pieces = samples[None].split(round(LONGEST_S * self.rate), dim=1)
+        if not samples.is_floating_point():
+            raise InputError(f"samples are {str(samples.dtype).removeprefix('torch.')}; expected floats in [-1, 1]")
+        pieces = samples.float()[None].split(round(LONGEST_S * self.rate), dim=1)
         return torch.cat([self._advance(piece, last=False) for piece in pieces])
 
     def finish(self) -> Tensor:

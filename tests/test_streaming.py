@@ -168,6 +168,8 @@ def test_faults_of_use_are_one_line():
     stream = seqformer.Stream(make(*CASES["conformer"]))
     with pytest.raises(InputError, match=r"samples have shape \(2, 50\); expected one axis"):
         stream.push(np.zeros((2, 50)))
+    with pytest.raises(InputError, match="samples are int16; expected floats"):
+        stream.push(np.zeros(50, np.int16))
     stream.finish()
     with pytest.raises(InputError, match="the stream has ended"):
         stream.push(np.zeros(5))
