@@ -1,5 +1,6 @@
 """seqformer: one Squeezeformer / Conformer family for any feature sequence, trained with k-fold cross-validation."""
 
+from seqformer.augment.compose import on_example, on_time, on_values
 from seqformer.batch import Batch, Example, collate
 from seqformer.cli import run_command
 from seqformer.data.audio import read_audio, read_pcm, read_pcm_files, resample
@@ -39,6 +40,9 @@ __all__ = [
     "import_backbone",
     "list_backbones",
     "load_pretrained",
+    "on_example",
+    "on_time",
+    "on_values",
     "push_to_hub",
     "read_audio",
     "read_manifest",

@@ -9,9 +9,13 @@ from typing import Annotated, Any
 
 import typer
 
+from seqformer.cli_lm import Beam, Hot, HotBonus, LengthBonus, Lm, LmWeight, make_decoder
+from seqformer.cli_lm import app as lm_app
+from seqformer.cli_transcribe import transcribe
 from seqformer.errors import InputError, nearest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app.add_typer(lm_app, name="lm")
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or the file of a blend.")]
 Where = Annotated[list[str] | None, typer.Option(help="Keep rows by column=value.")]
 Tta = Annotated[bool, typer.Option("--tta/--no-tta", help="Predict changed rows as well, as the config's tta says.")]
@@ -50,14 +54,21 @@ def predict(
     out: Annotated[Path, typer.Argument(help="The parquet file to write: id, prediction.")],
     where: Where = None,
     tta: Tta = True,
+    lm: Lm = None,
+    beam: Beam = None,
+    lm_weight: LmWeight = None,
+    length_bonus: LengthBonus = None,
+    hot: Hot = None,
+    hot_bonus: HotBonus = 1.0,
 ) -> None:
     """Predict the rows of a manifest with all finished folds of one run, several runs or a blend together."""
     import polars
 
     from seqformer.train.crossval import write_table
 
+    decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus)
     trained, table = open_runs(runs), read_rows(manifest, where)
-    found = trained.predict(table, tta)
+    found = trained.predict(table, tta, decoder)
     values = [value if isinstance(value, str) else value.tolist() for value in found.values()]
     out.parent.mkdir(parents=True, exist_ok=True)
     write_table(polars.DataFrame({"id": list(found), "prediction": values}), out)
@@ -71,10 +82,17 @@ def score(
     where: Where = None,
     seen: Annotated[bool, typer.Option(help="Score rows although folds were trained on them.")] = False,
     tta: Tta = True,
+    lm: Lm = None,
+    beam: Beam = None,
+    lm_weight: LmWeight = None,
+    length_bonus: LengthBonus = None,
+    hot: Hot = None,
+    hot_bonus: HotBonus = 1.0,
 ) -> None:
     """Score the ensemble of a run's folds, of several runs or of a blend on rows that no fold was trained on."""
+    decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus)
     trained, table = open_runs(runs), read_rows(manifest, where)
-    name, value, rows = trained.score(table, seen, tta)
+    name, value, rows = trained.score(table, seen, tta, decoder)
     folds = sum(len(run.names) for run in getattr(trained, "runs", [trained]))
     typer.echo(f"{name} {value:.4f} on {rows} rows, {folds} folds")
 
@@ -129,30 +147,7 @@ def pseudo(
     typer.echo(f"{labelled.height} labels of {table.height} rows by {len(trained.names)} folds -> {out}{told}")
 
 
-@app.command()
-def transcribe(
-    model: Annotated[str, typer.Argument(help="A run folder, or a checkpoint: a .nemo file, a folder, owner/name.")],
-    files: Annotated[list[Path] | None, typer.Argument(help="Audio files: any rate, mono or stereo.")] = None,
-    window: Annotated[float | None, typer.Option(help="Read by windows of so many seconds [>2 min: 30].")] = None,
-    overlap: Annotated[float, typer.Option(help="Seconds that neighbouring windows share.")] = 5.0,
-    srt: Annotated[Path | None, typer.Option(help="Write subtitles of the file as SubRip.")] = None,
-    vtt: Annotated[Path | None, typer.Option(help="Write subtitles of the file as WebVTT.")] = None,
-    stream: Annotated[bool, typer.Option(help="Read standard input as it comes: 16-bit PCM or WAV.")] = False,
-) -> None:
-    """Print the text of audio files, one line each."""
-    from seqformer.transcribe import transcribe as read_files
-    from seqformer.transcribe import transcribe_stream
-
-    run = open_run(Path(model)) if (Path(model) / "folds.parquet").is_file() else None
-    if run is not None and not run.transcribes:
-        raise InputError(f"{model} turns no audio into text: its frontend or its head is for something else")
-    if stream == bool(files):
-        raise InputError("transcribe reads files, or standard input with --stream: name one of them")
-    if stream:
-        return transcribe_stream(run, model)
-    found = read_files(run, model, files, window, overlap, srt, vtt)
-    for path in files:
-        typer.echo(found[str(path)] if len(files) == 1 else f"{path}\t{found[str(path)]}")
+app.command()(transcribe)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.decode.consensus import consensus
 from seqformer.errors import InputError
 from seqformer.predict import TrainedRun, load_targets, main_head, pool
@@ -28,9 +29,11 @@ class Ensemble:
         self.weights = [1 / len(self.runs)] * len(self.runs) if weights is None else list(weights)
         check_alike(self.runs)
 
-    def predict(self, table: "polars.DataFrame", tta: bool = True) -> dict[str, Any]:
-        """{row id: prediction}: the weighted mean of the runs' own; of texts, the consensus of all folds."""
-        votes = [run.votes(table, tta) for run in self.runs]
+    def predict(
+        self, table: "polars.DataFrame", tta: bool = True, decoder: BeamDecoder | None = None
+    ) -> dict[str, Any]:
+        """{row id: prediction}: the weighted mean of the runs' own; of texts, the consensus of all that they vote."""
+        votes = [run.votes(table, tta, decoder) for run in self.runs]
         found = {}
         for row_id, first in votes[0].items():
             cast = [vote[row_id] for vote in votes]
@@ -46,11 +49,17 @@ class Ensemble:
             raise InputError(f"row {row_id}: the runs predict different shapes: {sorted(shapes)}")
         return sum(np.asarray(value) * weight for value, weight in zip(values, self.weights, strict=True))
 
-    def score(self, table: "polars.DataFrame", seen: bool = False, tta: bool = True) -> tuple[str, float, int]:
+    def score(
+        self,
+        table: "polars.DataFrame",
+        seen: bool = False,
+        tta: bool = True,
+        decoder: BeamDecoder | None = None,
+    ) -> tuple[str, float, int]:
         """As of a TrainedRun; a row that any fold of any run was trained on is refused, unless ``seen`` allows it."""
         for run in self.runs:
             run.check_scored(table, seen)
-        return self.runs[0].score_of(self.predict(table, tta), table)
+        return self.runs[0].score_of(self.predict(table, tta, decoder), table)
 
 
 def check_alike(runs: Sequence[TrainedRun]) -> None:

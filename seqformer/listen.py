@@ -34,7 +34,7 @@ def listen(
     try:
         for samples in read_stream(source, stream.rate):
             stream.push(samples)
-            if stream.spans[begun:] and stream.heard - stream.spans[-1].last > pause:
+            if stream.spans[begun:] and stream.heard - stream.spans[-1].end >= pause:
                 final(text())
                 begun, shown = len(stream.spans), ""
             elif text() != shown:

@@ -1,45 +1,72 @@
 """Text of recordings of any length, by overlapping windows; memory is that of one window."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor
 
+from seqformer.batch import Batch
 from seqformer.data.audio import audio_facts, read_windows, resampling
-from seqformer.decode.spans import Span, Spans
+from seqformer.decode.align import Span, align
+from seqformer.decode.beam_decoder import BeamDecoder
+from seqformer.decode.pauses import cut_at_pauses
+from seqformer.decode.spans import Spans
 from seqformer.errors import InputError
 from seqformer.heads.ctc import CTC
 from seqformer.model import SequenceModel
+from seqformer.transcripts import mean_log_probs
+
+PIECE_S = 30.0  # of a beam search, which keeps what it did in every frame
 
 
 def read_long(
-    model: SequenceModel,
+    models: Sequence[SequenceModel],
     path: str | Path,
     window_s: float = 30.0,
     overlap_s: float = 5.0,
+    decoder: BeamDecoder | None = None,
     progress: Callable[[float, float], None] | None = None,
 ) -> tuple[list[Span], float]:
     """The units of a recording with their frames, and the length of a frame in seconds.
 
-    ``progress`` is called with the seconds read and those there are. Raises InputError when the model does not make
-    text of audio, the file cannot be read, or the overlap is not shorter than the window.
+    Models of one run with one tokenizer are read by the mean of what they say of each frame: greedily or by a beam
+    search, whose language model begins anew after a pause every half a minute. ``progress`` is called with the seconds
+    read and those there are. Raises InputError when the models do not make text of audio, the file cannot be read, or
+    the overlap is not shorter than the window.
     """
-    head = ctc_head(model)
-    spans, frame = Spans(), model.frontend.hop * model.backbone.stride
-    facts = audio_facts(path)
-    total = facts["frames"] / facts["rate"]
-    for log_prob in window_log_probs(model, path, facts["rate"], head, window_s, overlap_s):
-        spans.push(log_prob.argmax(dim=-1).tolist())
-        if progress is not None:
-            progress(min(total, spans.frames * frame / model.frontend.rate), total)
-    return spans.found, frame / model.frontend.rate
+    first, facts = models[0], audio_facts(path)
+    total, rate = facts["frames"] / facts["rate"], first.frontend.rate
+    frame = first.frontend.hop * first.backbone.stride
+
+    def frames() -> Iterator[np.ndarray]:
+        done = 0
+        windows = facts["rate"], window_s, overlap_s
+        voices = [window_log_probs(model, path, ctc_head(model), *windows) for model in models]
+        for parts in zip(*voices, strict=True):
+            yield mean_log_probs([[part] for part in parts])[0] if len(parts) > 1 else parts[0]
+            done += len(parts[0])
+            if progress is not None:
+                progress(min(total, done * frame / rate), total)
+
+    if decoder is None:
+        spans = Spans()
+        for log_probs in frames():
+            spans.push(log_probs)
+        return spans.found, frame / rate
+    found, start = [], 0
+    for log_probs in cut_at_pauses(frames(), math.ceil(PIECE_S * rate / frame)):
+        units = decoder.hypotheses([log_probs], first.tokenizer)[0][0].units
+        spans, _ = align(log_probs, units)
+        found += [span._replace(start=span.start + start, end=span.end + start) for span in spans]
+        start += len(log_probs)
+    return found, frame / rate
 
 
 def window_log_probs(
-    model: SequenceModel, path: str | Path, found: int, head: str, window_s: float, overlap_s: float
-) -> Iterator[Tensor]:
+    model: SequenceModel, path: str | Path, head: str, found: int, window_s: float, overlap_s: float
+) -> Iterator[np.ndarray]:
     """Log-probabilities (frames, vocab) of a file of ``found`` Hz, window by window, which joined are the whole's.
 
     Windows begin on the same grid of frames as the whole, and two neighbours are cut in the middle of their overlap.
@@ -57,9 +84,9 @@ def window_log_probs(
         if before is not None:
             yield before[first : step // frame + half]
             first = half
-        x = torch.from_numpy(samples)[None].to(device)
-        log_prob, mask = model.log_probs({"x": x}, torch.ones_like(x, dtype=torch.bool), head)
-        before = log_prob[0, mask[0]].cpu()
+        x = torch.from_numpy(samples)[None]
+        batch = Batch([str(path)], {"x": x}, torch.ones_like(x, dtype=torch.bool), {}, torch.ones(1))
+        before = model.log_probs(batch.to(device), head)[0].cpu().numpy()
     yield before[first:]
 
 

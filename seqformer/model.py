@@ -85,19 +85,9 @@ class SequenceModel(nn.Module):
         return self.evaluate(batch)[0]
 
     @torch.no_grad()
-    def log_probs(self, inputs: dict[str, Tensor], mask: Tensor, name: str) -> tuple[Tensor, Tensor]:
-        """Logarithms of the class probabilities of a head's frames, (B, T, vocab) float32, and their mask (B, T)."""
-        features = self.frontend(inputs, mask)
-        keep = self._wanted()
-        read = self._read(self.backbone(features.x, features.mask, features.bias, **keep), **keep)[name]
-        return self.heads[name](*read).float().log_softmax(dim=-1), read[1]
-
-    @torch.no_grad()
     def evaluate(self, batch) -> tuple[dict[str, list], Tensor | None]:
         """Predictions as ``predict`` gives them and, where the batch has targets, the total loss, in one pass."""
-        features = self.frontend(batch.inputs, batch.mask)
-        keep = self._wanted()
-        read = self._read(self.backbone(features.x, features.mask, features.bias, **keep), **keep)
+        read = self._read_batch(batch)
         found = {name: head.predict(*read[name]) for name, head in self._lasting()}
         if not batch.targets:
             return found, None
@@ -106,6 +96,19 @@ class SequenceModel(nn.Module):
             for name, head in self._lasting()
         )
         return found, sum(losses)
+
+    @torch.no_grad()
+    def log_probs(self, batch, name: str) -> list[Tensor]:
+        """log p(unit) in the frames of each item (T, vocab), of the head ``name``. Raises InputError if it has none."""
+        if not hasattr(self.heads[name], "log_probs"):
+            raise InputError(f"head {name} gives no probabilities of units in frames; a beam search is for ctc")
+        return self.heads[name].log_probs(*self._read_batch(batch)[name])
+
+    def _read_batch(self, batch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Frames and their mask for each head, of a Batch; ``forward`` does the same a call nearer to attention."""
+        features = self.frontend(batch.inputs, batch.mask)
+        keep = self._wanted()
+        return self._read(self.backbone(features.x, features.mask, features.bias, **keep), **keep)
 
 
 def head_loss(

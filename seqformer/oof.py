@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from seqformer.data.folds import fold_names
+from seqformer.data.folds import fold_names, folder_of
 from seqformer.data.provenance import trained_on
 from seqformer.errors import InputError, first_few
 from seqformer.predict import TrainedRun, load_targets
@@ -51,11 +51,6 @@ def require_whole(run: TrainedRun) -> "polars.DataFrame":
         if run.config.data.max_seconds is None and fitted_on != trained_on(rows["id"], rows["fold"].to_numpy(), name):
             raise InputError(f"{run.folder}: fold {name} was trained on other rows than folds.parquet says")
     return rows
-
-
-def folder_of(name: str) -> str:
-    """The folder of a fold by its name, a number or full."""
-    return name if name == "full" else f"fold{name}"
 
 
 def read_out_of_fold(folder: str | Path) -> OutOfFold:

@@ -13,14 +13,17 @@ from seqformer import metrics  # noqa: F401  importing registers their names
 from seqformer.checkpoint import load_weights, put_weights, verify
 from seqformer.config import Data, Part, Run, build_config, read_config
 from seqformer.data.dataset import VALID
+from seqformer.data.folds import folder_of
 from seqformer.data.lineage import rows_seen
 from seqformer.data.loader import load_batches
 from seqformer.data.sampler import frame_budget, plan_batches
 from seqformer.data.targets import Targets, Units
+from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.decode.consensus import consensus
 from seqformer.errors import InputError, first_few
 from seqformer.model import SequenceModel, create_model, head_parts
 from seqformer.registry import lookup, parameter_types
+from seqformer.transcripts import read_texts
 from seqformer.tta import ChangedDataset, put_back
 
 if TYPE_CHECKING:
@@ -171,7 +174,7 @@ class TrainedRun:
 
         Raises InputError when there is no such fold.
         """
-        folder = name if name == "full" else f"fold{name}"
+        folder = folder_of(name)
         if folder not in self.names:
             raise InputError(f"{self.folder} has no finished fold {name}; finished: {', '.join(self.names)}")
         model, targets = load_fold(self.folder / folder, self.config, self.device)
@@ -192,22 +195,44 @@ class TrainedRun:
         found, _ = predict_dataset(model, dataset, targets, self.config.data, tta=parts, seed=self.config.seed)
         return found[main_head(self.config.head)[0]]
 
-    def votes(self, table: "polars.DataFrame", tta: bool = True) -> dict[str, list]:
-        """{row id: the prediction of each finished fold}."""
+    def votes(self, table: "polars.DataFrame", tta: bool = True, decoder: BeamDecoder | None = None) -> dict[str, list]:
+        """{row id: the prediction of each finished fold}, or what ``read_texts`` gives of them all with a decoder."""
+        if decoder is not None:
+            return self._read(table, decoder)
         found = [self.predict_fold(name, table, tta) for name in self.names]
         return {row_id: [fold[row_id] for fold in found] for row_id in found[0]}
 
-    def predict(self, table: "polars.DataFrame", tta: bool = True) -> dict[str, Any]:
-        """{row id: prediction of the main head}: probabilities and values averaged over folds, texts by consensus."""
-        return {row_id: pool(votes) for row_id, votes in self.votes(table, tta).items()}
+    def _read(self, table: "polars.DataFrame", decoder: BeamDecoder) -> dict[str, list[str]]:
+        models, targets = zip(*self.folds(), strict=True)
+        head, column = main_head(self.config.head)
+        if not isinstance(targets[0].encoders[column], Units):
+            raise InputError(f"{self.folder} predicts no texts; a language model, hot words and a beam are for texts")
+        dataset = make_dataset(self.config, table, None, getattr(models[0].frontend, "rate", None))
+        tokenizers = [one.encoders[column].tokenizer for one in targets]
+        return read_texts(models, tokenizers, dataset, self.config.data, head, decoder)
 
-    def score(self, table: "polars.DataFrame", seen: bool = False, tta: bool = True) -> tuple[str, float, int]:
+    def predict(
+        self, table: "polars.DataFrame", tta: bool = True, decoder: BeamDecoder | None = None
+    ) -> dict[str, Any]:
+        """{row id: prediction of the main head}: probabilities and values averaged over folds, texts by consensus.
+
+        With a ``decoder`` texts are read by its beam search, from the mean of the folds where they share a tokenizer.
+        """
+        return {row_id: pool(votes) for row_id, votes in self.votes(table, tta, decoder).items()}
+
+    def score(
+        self,
+        table: "polars.DataFrame",
+        seen: bool = False,
+        tta: bool = True,
+        decoder: BeamDecoder | None = None,
+    ) -> tuple[str, float, int]:
         """Name and value of the run's metric on rows with a truth, and the number of examples.
 
         Raises InputError when a fold was trained on any of the rows, unless ``seen`` allows it.
         """
         self.check_scored(table, seen)
-        return self.score_of(self.predict(table, tta), table)
+        return self.score_of(self.predict(table, tta, decoder), table)
 
     def check_scored(self, table: "polars.DataFrame", seen: bool = False) -> None:
         """Raise InputError unless the rows have a truth and, without ``seen``, no fold was trained on any of them."""

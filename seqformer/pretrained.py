@@ -23,6 +23,7 @@ from seqformer.batch import Batch
 from seqformer.data.audio import read_audio
 from seqformer.data.folder import replace_folder
 from seqformer.data.text import BPE, Pieces, Tokenizer, load_tokenizer
+from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.errors import InputError
 from seqformer.heads.ctc import CTC
 from seqformer.model import SequenceModel, build_part, create_backbone, create_model
@@ -56,8 +57,8 @@ def load_pretrained(source: str | Path, strict: bool = True) -> SequenceModel:
     return _assembled(_features(found, kind, where), backbone, head, tokenizer, where)
 
 
-def transcribe_files(model: SequenceModel, files: list[str]) -> dict[str, str]:
-    """{file: what a CTC model with a tokenizer reads from it}, one file at a time.
+def transcribe_files(model: SequenceModel, files: list[str], decoder: BeamDecoder | None = None) -> dict[str, str]:
+    """{file: what a CTC model with a tokenizer reads from it}, one file at a time, greedily or by a beam search.
 
     Raises InputError when the model takes no audio, has no CTC head or no tokenizer, or a file cannot be read.
     """
@@ -69,7 +70,12 @@ def transcribe_files(model: SequenceModel, files: list[str]) -> dict[str, str]:
     for file in files:
         samples = torch.from_numpy(read_audio(file, rate)[0])[None]
         batch = Batch([file], {"x": samples}, torch.ones_like(samples, dtype=torch.bool), {}, torch.ones(1))
-        found[file] = model.tokenizer.decode(model.predict(batch.to(device))[heads[0]][0])
+        batch = batch.to(device)
+        if decoder is None:
+            found[file] = model.tokenizer.decode(model.predict(batch)[heads[0]][0])
+        else:
+            log_probs = [item.cpu().numpy() for item in model.log_probs(batch, heads[0])]
+            (found[file],) = decoder.texts(log_probs, model.tokenizer)
     return found
 
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from seqformer.backbones.encoder import Encoder
-from seqformer.decode.spans import Span, Spans
+from seqformer.decode.align import Span
+from seqformer.decode.spans import Spans
 from seqformer.errors import InputError
 from seqformer.heads.ctc import CTC
 from seqformer.model import SequenceModel
@@ -160,7 +161,7 @@ class Stream:
         x, self.waiting = x[:, :count], x[:, count:]
         x, mask = self.backbone(x, torch.ones(x.shape[:2], dtype=torch.bool, device=self.device))
         log_prob = self.head(x, mask)[0].float().log_softmax(dim=-1)
-        self._spans.push(log_prob.argmax(dim=-1).tolist())
+        self._spans.push(log_prob.cpu().numpy())
         return log_prob
 
 

@@ -1,37 +1,12 @@
-"""Words with their times, and subtitle files of them: SubRip (.srt) and WebVTT (.vtt)."""
+"""Subtitle files of words with their times: SubRip (.srt) and WebVTT (.vtt)."""
 
 import textwrap
 from collections.abc import Iterable
-from typing import NamedTuple
 
-from seqformer.data.text import Tokenizer
-from seqformer.decode.spans import Span
+from seqformer.decode.align import Word
 
 # Of a caption; subtitlers' usual figures.
 LINE, LINES, LONGEST_S, PAUSE_S = 42, 2, 6.0, 1.0
-
-
-class Word(NamedTuple):
-    """A word and when it begins and ends, in seconds."""
-
-    text: str
-    start: float
-    end: float
-
-
-def words_of(spans: Iterable[Span], tokenizer: Tokenizer, frame_s: float) -> list[Word]:
-    """The words of decoded units: each from the first frame of its first unit to the end of the last of its last."""
-    words, text, first, last = [], "", 0, 0
-    for span in spans:
-        for symbol in tokenizer.piece(span.unit):
-            if symbol.isspace():
-                if text:
-                    words.append(Word(text, first * frame_s, (last + 1) * frame_s))
-                text = ""
-            else:
-                first = first if text else span.first
-                text, last = text + symbol, span.last
-    return words + [Word(text, first * frame_s, (last + 1) * frame_s)] * bool(text)
 
 
 def captions(words: Iterable[Word]) -> list[list[Word]]:

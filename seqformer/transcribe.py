@@ -6,22 +6,25 @@ from pathlib import Path
 
 from seqformer import pretrained
 from seqformer.data.audio import audio_facts
+from seqformer.decode.align import Word, word_times
+from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.decode.consensus import consensus
 from seqformer.errors import InputError
 from seqformer.listen import listen
 from seqformer.long_audio import read_long
 from seqformer.model import SequenceModel
 from seqformer.predict import TrainedRun
-from seqformer.subtitles import Word, srt, vtt, words_of
+from seqformer.subtitles import srt, vtt
 
 LONG_S = 120.0  # attention over a whole recording takes memory with the square of its length
 WINDOW_S = 30.0
 
 
-def transcribe(
+def transcribe_files(
     run: TrainedRun | None,
     source: str,
     files: list[Path],
+    decoder: BeamDecoder | None = None,
     window_s: float | None = None,
     overlap_s: float = 5.0,
     srt_path: Path | None = None,
@@ -43,11 +46,13 @@ def transcribe(
         import polars
 
         rows = [{"id": name, "path": str(Path(name).resolve())} | facts[name] for name in whole]
-        found |= run.predict(polars.DataFrame(rows))
+        found |= run.predict(polars.DataFrame(rows), decoder=decoder)
     elif whole:
-        found |= pretrained.transcribe_files(models[0], whole)
+        found |= pretrained.transcribe_files(models[0], whole, decoder)
+    if long:
+        models = models or list(folds_of(run))
     for name in long:
-        found[name], words = _by_windows(models or folds_of(run), name, window_s or WINDOW_S, overlap_s)
+        found[name], words = _by_windows(models, name, window_s or WINDOW_S, overlap_s, decoder)
         for path, write in ((srt_path, srt), (vtt_path, vtt)):
             if path is not None:
                 path.write_text(write(words), encoding="utf-8")
@@ -55,15 +60,21 @@ def transcribe(
 
 
 def _by_windows(
-    models: Iterator[SequenceModel] | list[SequenceModel], name: str, window_s: float, overlap_s: float
+    models: list[SequenceModel], name: str, window_s: float, overlap_s: float, decoder: BeamDecoder | None
 ) -> tuple[str, list[Word]]:
-    """The text on which several models agree most, and the words of the one that it is from."""
+    """The text on which several models agree most, and the words of the one that it is from.
+
+    As of whole files, a decoder reads the mean of models with one tokenizer.
+    """
+    alike = decoder is not None and len({str(model.tokenizer.state()) for model in models}) == 1
     read: dict[str, list[Word]] = {}
     texts = []
-    for model in models:
-        spans, frame_s = read_long(model, name, window_s, overlap_s, _progress if sys.stderr.isatty() else None)
-        texts.append(model.tokenizer.decode([span.unit for span in spans]))
-        read.setdefault(texts[-1], words_of(spans, model.tokenizer, frame_s))
+    progress = _progress if sys.stderr.isatty() else None
+    for voice in [models] if alike else [[model] for model in models]:
+        spans, frame_s = read_long(voice, name, window_s, overlap_s, decoder, progress)
+        tokenizer = voice[0].tokenizer
+        texts.append(tokenizer.decode([span.unit for span in spans]))
+        read.setdefault(texts[-1], word_times(spans, tokenizer.spellings(), frame_s))
     best = consensus(texts)
     return best, read[best]
 

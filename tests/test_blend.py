@@ -165,7 +165,7 @@ class Texts:
     def __init__(self, votes: list[str]):
         self.found = {"r": votes}
 
-    def votes(self, table, tta: bool) -> dict[str, list]:
+    def votes(self, table, tta: bool, decoder=None) -> dict[str, list]:
         return self.found
 
 

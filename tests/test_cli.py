@@ -86,7 +86,7 @@ def wav(path: Path, rate: int = RATE, channels: int = 1) -> Path:
         ({"optim__name": "adamx"}, "optim.name: found 'adamx'"),
         ({"train__device": "cuda"}, "train.device, devices or strategy: "),
         ({"train__strategy": "ddq"}, "train.device, devices or strategy: "),
-        ({"competition": "moon"}, "no folder competitions/moon here; known: fsdd, "),
+        ({"competition": "moon"}, "no folder competitions/moon here; known: asl_fingerspelling, "),
     ],
 )
 def test_bad_configs_write_nothing(refused, config, tmp_path, changes, wanted):

@@ -30,7 +30,7 @@ def test_bands_are_spaced_by_their_bandwidth():
     assert float(f[0]) == pytest.approx(100) and float(f[-1]) == pytest.approx(7500)
     number = 21.4 * torch.log10(4.37e-3 * f + 1)
     torch.testing.assert_close(number.diff(), (number[1] - number[0]).expand(39))
-    # Slaney's list, f_i = -c + (high + c) exp(i ln((low + c) / (high + c)) / n), runs down and leaves the top out.
+    # One more band, to where Slaney's list ends, is his: f_i = -c + (high + c) exp(i ln((low + c) / (high + c)) / n)
     c, n = 1000 / 4.37, 39
     slaney = -c + (7500 + c) * np.exp(np.arange(1, n + 1) * math.log((100 + c) / (7500 + c)) / n)
     np.testing.assert_allclose(f[:-1].flip(0).numpy(), slaney, rtol=1e-12)

@@ -26,7 +26,19 @@ MOST_LINES, MOST_SECONDS, MOST_FRAMES = 400, 0.3, 8
 # design.md, "Who may import whom". A package may import its own files only where it is listed itself, or those named.
 PARTS = {"nn", "registry", "errors"}
 DATA = {"data", "batch", "augment", "registry", "errors"}
-PREDICT = {"tta", "batch", "data", "model", "metrics", "config", "decode", "checkpoint", "errors", "registry"}
+PREDICT = {
+    "tta",
+    "transcripts",
+    "batch",
+    "data",
+    "model",
+    "metrics",
+    "config",
+    "decode",
+    "checkpoint",
+    "errors",
+    "registry",
+}
 RULES = {
     "errors": set(),
     "timm_import": set(),
@@ -43,14 +55,17 @@ RULES = {
     | {"backbones.conformer"},
     "heads": PARTS | {"decode"},
     "decode": {"nn", "decode"},
+    "lm": {"lm", "decode", "data.text", "errors"},
     "model": {"frontends", "backbones", "heads", "registry", "errors"},
     "augment": {"augment", "batch", "registry", "errors"},
     "data": DATA,
-    "pretrained": PARTS | {"published", "batch", "data.audio", "data.folder", "data.text", "heads.ctc", "model"},
+    "pretrained": PARTS
+    | {"published", "batch", "data.audio", "data.folder", "data.text", "decode", "heads.ctc", "model"},
     "published": {"published", "backbones.encoder", "errors"},
+    "transcripts": {"data", "decode", "model"},
     "streaming": PARTS | {"model", "decode", "backbones.encoder", "heads.ctc"},
-    "long_audio": PARTS | {"model", "decode", "data", "heads.ctc"},
-    "subtitles": {"data.text", "decode"},
+    "long_audio": PARTS | {"model", "batch", "decode", "data", "heads.ctc", "transcripts"},
+    "subtitles": {"decode"},
     "transcribe": PREDICT | {"predict", "pretrained", "long_audio", "listen", "subtitles"},
     "listen": PARTS | {"model", "streaming"},
     "predict": PREDICT,
@@ -59,10 +74,14 @@ RULES = {
     "profile": PARTS | {"model"},
     "profile_table": {"profile", "checkpoint", "model", "backbones.ladder"},
     "oof": PREDICT | {"predict"},
+    "tune_lm": PREDICT | {"predict", "oof", "lm"},
+    "cli_lm": {"cli", "decode", "lm", "tune_lm", "train.log", "errors"},
+    "cli_transcribe": {"cli", "cli_lm", "transcribe", "errors"},
     "ensemble": PREDICT | {"predict"},
     "pseudo": PREDICT | {"predict", "oof"},
     "blend": PREDICT | {"predict", "oof", "ensemble"},
     "tta": {"augment", "batch", "data", "errors"},
+    "new_competition": {"errors"},
     "submission": {"checkpoint", "errors"},
     "train": PREDICT | {"train", "predict", "augment", "timm_import"},
 }

@@ -15,12 +15,15 @@ import torch
 import seqformer
 from seqformer.data.audio import audio_facts, read_audio, read_windows, resample, resampling
 from seqformer.data.text import BPE, Characters, Pieces, Words
-from seqformer.decode.spans import Span, Spans
+from seqformer.decode.align import Span, Word, word_times
+from seqformer.decode.beam_decoder import BeamDecoder
+from seqformer.decode.pauses import cut_at_pauses
+from seqformer.decode.spans import Spans
 from seqformer.errors import InputError
 from seqformer.listen import listen, read_stream
 from seqformer.long_audio import read_long, window_log_probs
 from seqformer.model import create_model
-from seqformer.subtitles import Word, captions, srt, vtt, words_of
+from seqformer.subtitles import captions, srt, vtt
 
 torch.set_num_threads(1)
 
@@ -54,7 +57,7 @@ def recording(path, seconds: float, rate: int = RATE, channels: int = 1, seed: i
 @torch.no_grad()
 def unsplit(model, path) -> torch.Tensor:
     x = torch.from_numpy(read_audio(path, RATE)[0])[None]
-    return model.log_probs({"x": x}, torch.ones_like(x, dtype=torch.bool), "ctc")[0][0]
+    return model({"x": x}, torch.ones_like(x, dtype=torch.bool))["ctc"][0].log_softmax(dim=-1)
 
 
 @pytest.mark.parametrize(("window", "overlap"), [(4.0, 2.0), (5.0, 2.03), (4.4, 3.0), (60.0, 2.0)])
@@ -62,20 +65,53 @@ def unsplit(model, path) -> torch.Tensor:
 def test_windows_give_the_unsplit_text(tmp_path, window, overlap, rate):
     model, path = make(NEAR), recording(tmp_path / "long.wav", 13.7, rate)
     expected = unsplit(model, path)
-    parts = list(window_log_probs(model, path, rate, "ctc", window, overlap))
+    parts = list(window_log_probs(model, path, "ctc", rate, window, overlap))
     assert (len(parts) == 1) == (window > 13.7) and (len(parts) > 3) == (window < 6)
-    torch.testing.assert_close(torch.cat(parts), expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(np.concatenate(parts), expected, rtol=0, atol=2e-5)
     whole = Spans()
-    whole.push(expected.argmax(dim=-1).tolist())
-    found, frame_s = read_long(model, path, window, overlap)
-    assert found == whole.found and len(found) > 10 and frame_s == 0.04
+    whole.push(expected.numpy())
+    found, frame_s = read_long([model], path, window, overlap)
+    assert [span[:3] for span in found] == [span[:3] for span in whole.found]
+    assert len(found) > 10 and frame_s == 0.04
 
 
 def test_seams_of_too_short_an_overlap_show(tmp_path):
     """That the equality above can fail."""
     model, path = make(NEAR), recording(tmp_path / "long.wav", 13.7)
-    found = torch.cat(list(window_log_probs(model, path, RATE, "ctc", 4.0, 0.2)))
-    assert found.shape == unsplit(model, path).shape and (found - unsplit(model, path)).abs().max() > 1e-2
+    found, expected = np.concatenate(list(window_log_probs(model, path, "ctc", RATE, 4.0, 0.2))), unsplit(model, path)
+    assert found.shape == expected.shape and np.abs(found - expected.numpy()).max() > 1e-2
+
+
+def test_a_beam_search_reads_windows_in_pieces_that_pauses_part(tmp_path, monkeypatch):
+    """Without a language model, a pause of certain blanks parts a search into two that give what one gives."""
+    model, path = make(NEAR), recording(tmp_path / "long.wav", 13.7)
+    expected = (20 * unsplit(model, path)).log_softmax(dim=-1).numpy()  # sharp, so that a narrow beam does
+    decoder = BeamDecoder(beam=8)
+    for at in range(40, len(expected), 40):
+        expected[at : at + 4] = np.log([0.9999, *[0.0001 / 8] * 8])
+    texts = decoder.texts([expected], model.tokenizer)
+    monkeypatch.setattr("seqformer.long_audio.window_log_probs", lambda *_: iter(np.array_split(expected, 5)))
+    monkeypatch.setattr("seqformer.long_audio.PIECE_S", 4.0)
+    spans, _ = read_long([model], path, 5.0, 2.0, decoder)
+    assert [model.tokenizer.decode([span.unit for span in spans])] == texts != [""]
+    assert all(a.end <= b.start for a, b in pairwise(spans)) and spans[-1].end <= len(expected)
+    for unit, start, end, posterior in spans:
+        assert posterior == pytest.approx(np.exp(expected[start:end, unit]).mean(), rel=1e-5)
+
+
+def test_pieces_are_cut_in_the_longest_pause_and_are_the_whole_together():
+    rng = np.random.default_rng(0)
+    log_probs = np.log(rng.dirichlet([1, 1, 1], size=1000))
+    log_probs[[70, 71, 72, 85]] = log_probs[150:300] = np.log([0.98, 0.01, 0.01])
+    log_probs[50:70] = log_probs[73:85] = log_probs[86:100] = np.log([0.01, 0.98, 0.01])
+    for parts in (1, 7, 900):
+        pieces = list(cut_at_pauses(np.array_split(log_probs, parts), 100))
+        assert np.array_equal(np.concatenate(pieces), log_probs)
+        assert all(0 < len(piece) <= 100 for piece in pieces) and len(pieces[0]) == 71
+    said = np.log(np.tile([0.1, 0.9], (90, 1)))
+    said[60] = np.log([0.4, 0.6])
+    assert [len(piece) for piece in cut_at_pauses([said], 80)] == [60, 30]
+    assert [len(piece) for piece in cut_at_pauses([said[:9]], 1)] == [1] * 9 and not list(cut_at_pauses([], 5))
 
 
 @pytest.mark.parametrize(
@@ -105,28 +141,26 @@ def test_memory_is_of_a_window(tmp_path):
 
 def test_an_overlap_as_long_as_the_window_is_refused(tmp_path):
     with pytest.raises(InputError, match="overlap is 4 s of windows of 4 s; expected 0 or more, and less"):
-        read_long(make(NEAR), recording(tmp_path / "a.wav", 1), 4.0, 4.0)
+        read_long([make(NEAR)], recording(tmp_path / "a.wav", 1), 4.0, 4.0)
 
 
 @pytest.mark.parametrize("tokenizer", [
     Characters("abc "), Words(["ab", "c", "ba"]), Pieces(["▁a", "b", "▁", "c", "▁ca"]),
     BPE.fit(["ab abc cab ba ab a b c"] * 3, 12),
 ], ids=lambda tokenizer: type(tokenizer).__name__)  # fmt: skip
-def test_words_are_those_of_the_text_with_the_frames_of_their_units(tokenizer):
+def test_words_are_those_of_the_text(tokenizer):
     rng = np.random.default_rng(0)
     for _ in range(30):
         units = rng.integers(1, tokenizer.size, size=rng.integers(0, 12)).tolist()
-        spans = [Span(unit, 3 * place + 1, 3 * place + 2) for place, unit in enumerate(units)]
-        words = words_of(spans, tokenizer, 0.5)
+        spans = [Span(unit, 3 * place + 1, 3 * place + 3, 0.5) for place, unit in enumerate(units)]
+        words = word_times(spans, tokenizer.spellings(), 0.5)
         assert [word.text for word in words] == tokenizer.decode(units).split()
         assert all(a.end <= b.start for a, b in pairwise(words))
-    if isinstance(tokenizer, Characters):
-        spans = [Span(1, 2, 2), Span(2, 4, 6), Span(4, 7, 7), Span(4, 9, 9), Span(3, 10, 12)]
-        assert words_of(spans, tokenizer, 0.5) == [Word("ab", 1.0, 3.5), Word("c", 5.0, 6.5)]
 
 
 def test_subtitles_in_closed_form():
-    words = [Word("so", 0.0, 0.2), Word("<it>", 0.3, 0.9), Word("&", 2.0, 2.25), Word("ends", 3661.9996, 3662.5)]
+    times = [("so", 0.0, 0.2), ("<it>", 0.3, 0.9), ("&", 2.0, 2.25), ("ends", 3661.9996, 3662.5)]
+    words = [Word(*one, 1.0) for one in times]
     first, second, third = "00:00:00{0}000 --> 00:00:00{0}900", "00:00:02{0}000 --> 00:00:02{0}250", None
     third = "01:01:02{0}000 --> 01:01:02{0}500"
     assert srt(words) == f"1\n{first}\nso <it>\n\n2\n{second}\n&\n\n3\n{third}\nends\n\n".format(",")
@@ -137,7 +171,7 @@ def test_subtitles_in_closed_form():
 def test_captions_are_short_enough_to_read():
     rng = np.random.default_rng(0)
     starts = np.cumsum(rng.uniform(0.05, 1.3, size=400))
-    words = [Word("x" * rng.integers(1, 12), start, start + 0.05) for start in starts]
+    words = [Word("x" * rng.integers(1, 12), start, start + 0.05, 1.0) for start in starts]
     shown = captions(words)
     assert [word for some in shown for word in some] == words
     for some, following in pairwise(shown):
@@ -228,6 +262,8 @@ def test_the_program_reads_long_files_and_standard_input(program, tmp_path, monk
         == "error: subtitles are of one file; found 2\n"
     )
     assert "name one of them" in program("transcribe", tmp_path / "model")[2]
+    code, _, err = program("transcribe", tmp_path / "model", "--stream", "--beam", 4)
+    assert code == 2 and err.endswith("it does not go with --lm, --beam, --hot\n") and err.count("\n") == 1
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(path.read_bytes()[:-1001])))
     code, out, err = program("transcribe", tmp_path / "model", "--stream")
     assert code == 2 and err.endswith("error: the audio breaks off after 8.87 s of 9.00 s\n") and len(out) > 10

@@ -8,6 +8,7 @@ import polars
 import pytest
 import torch
 
+from competitions.openvaccine.calibrate import calibrate
 from competitions.openvaccine.generate import generate
 from competitions.openvaccine.prepare import TARGETS, brackets, prepare
 from competitions.openvaccine.submit import submit
@@ -75,6 +76,27 @@ def test_from_files_to_submission(raw, tmp_path, program, capsys):
     np.testing.assert_allclose(
         found.row(by_predicate=polars.col("id_seqpos") == "test_3_129")[1:], predicted["test_3"][129], rtol=1e-5
     )
+
+
+def test_lines_fitted_out_of_fold_undo_a_scale(raw, tmp_path, capsys):
+    """Predictions that are a line away from the truth come back to it; the test rows, which have none, by the same."""
+    manifest, run = prepare(raw, tmp_path / "data"), tmp_path / "run"
+    run.mkdir()
+    table = read_manifest(manifest)
+    slope, offset = np.array([0.5, 2.0, 0.8, 1.0, 1.5]), np.array([0.1, -0.3, 0.0, 0.2, 0.5])
+    truth = {
+        row: [v for v in values if v] for row, values in table.select("id", "degradation").drop_nulls().iter_rows()
+    }
+    bent = {row: ((np.array(values) - offset) / slope).tolist() for row, values in truth.items()}
+    given = {"test_0": np.ones((107, 5)).tolist()}
+    for name, rows in (("run/oof", bent), ("given", given)):
+        polars.DataFrame({"id": list(rows), "prediction": list(rows.values())}).write_parquet(
+            tmp_path / f"{name}.parquet"
+        )
+    calibrate(run, manifest, tmp_path / "given.parquet", tmp_path / "out.parquet")
+    found = polars.read_parquet(tmp_path / "out.parquet")["prediction"][0].to_list()
+    np.testing.assert_allclose(found, np.tile(slope + offset, (107, 1)), atol=1e-6)
+    assert " -> 0.0000" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,9 @@ HEADS = {
         {"loss": "bce", "focal": 1.0},
     ],
     "regress": [{"pooling": "first", "loss": "mse", "vocab": 4}],
+    "transducer": [{"predictor": "stateless", "predictor_dim": 3, "joint": 4, "max_symbols": 1}],
 }
+TEXTS = ("ctc", "decoder", "transducer")
 # Every frontend with one backbone, every backbone with one frontend: they meet in Features, whose mask is tested here.
 DENSE = next(front for front in FRONTS if front.get("normalize") == "item")
 # A bias of pairs is over frames: the stem must keep them.
@@ -79,7 +81,7 @@ def make_model(frontend: dict, backbone: dict, seed: int = 0):
 def make_target(rng: np.random.Generator, key: str, head, frames: int) -> np.ndarray:
     """A target of one head: class, shares of classes, units, or classes or values of frames."""
     kind, vocab = getattr(head, "kind", "values"), head.linear.out_features
-    if key.startswith(("ctc", "decoder")):
+    if key.startswith(TEXTS):
         return rng.integers(1, vocab, rng.integers(min(frames // 2, getattr(head, "max_units", frames)) + 1))
     if kind == "kl":
         return rng.dirichlet(np.ones(vocab))
@@ -118,7 +120,7 @@ def make_batch(model, items: list[dict], extra: int = 0, fill: str = "zeros") ->
         if values[0].dim() == 0 or key.startswith(("classify", "regress")):
             targets[key] = torch.stack(values)
             continue
-        longest = max(map(len, values)) if key.startswith(("ctc", "decoder")) else out
+        longest = max(map(len, values)) if key.startswith(TEXTS) else out
         pad = -1 if not values[0].is_floating_point() else float("nan")
         targets[key] = torch.full((len(items), longest, *values[0].shape[1:]), pad, dtype=values[0].dtype)
         for row, value in enumerate(values):
@@ -295,7 +297,7 @@ def test_an_item_without_frames_gives_zeros_and_adds_nothing(frontend, backbone)
     y, mask, logits, predictions = answers_of(model.eval(), joined)
     assert not y[-1].any() and not mask[-1].any()
     assert all(value.isfinite().all() for value in logits.values())
-    assert [len(predictions[key][-1]) for key in ("ctc0", "framewise0", "framewise1")] == [0, 0, 0]
+    assert [len(predictions[key][-1]) for key in ("ctc0", "framewise0", "framewise1", "transducer0")] == [0] * 4
     assert train_gap(model, batch, joined) <= TOLERANCE
     # Nothing but such items: zeros, a loss of 0, gradients of 0, running statistics as they were.
     keep = slice(len(items), None)

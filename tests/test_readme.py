@@ -1,4 +1,8 @@
-"""Every block of code in the README runs, and every command in it is one that runs."""
+"""Every block of code in the README runs, and every command in it is one that runs.
+
+Those in blocks marked ``shell`` need the data of a competition: test_new_competition, test_blend and
+test_leaks run their like.
+"""
 
 import re
 import shlex

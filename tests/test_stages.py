@@ -215,6 +215,12 @@ def test_a_head_that_the_teacher_has_not(earlier, tmp_path):
     assert "teacher.head: the config has no 'ctx'; did you mean 'ctc'?" in refusal(plain, tmp_path)
 
 
+def test_a_head_without_logits_has_no_teacher(earlier, tmp_path):
+    plain = second(earlier, tmp_path, init_from=None, teacher={"run": str(earlier[1] / "first")})
+    plain["head"] = {"name": "decoder", "heads": 2}
+    assert "teacher: head 'decoder' answers neither per item nor per frame" in refusal(plain, tmp_path)
+
+
 def test_another_teacher_is_refused_on_resuming(earlier, tmp_path, monkeypatch):
     """The weights of the teacher are part of what comes out: a checkpoint names them."""
     shutil.copytree(earlier[1] / "first", tmp_path / "first")

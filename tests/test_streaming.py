@@ -178,14 +178,15 @@ def test_faults_of_use_are_one_line():
 def test_spans_are_what_collapse_finds_however_it_is_cut():
     rng = np.random.default_rng(0)
     for _ in range(50):
-        units = rng.integers(0, 3, size=rng.integers(1, 40))
-        spans, cut = Spans(), rng.integers(0, len(units) + 1)
-        spans.push(units[:cut].tolist())
-        spans.push(units[cut:].tolist())
+        log_probs = np.log(rng.dirichlet(np.ones(3), size=rng.integers(1, 40)))
+        spans, cut, units = Spans(), rng.integers(0, len(log_probs) + 1), log_probs.argmax(axis=1)
+        spans.push(log_probs[:cut])
+        spans.push(log_probs[cut:])
         best = torch.from_numpy(units)[None]
         assert [span.unit for span in spans.found] == collapse(best, torch.ones_like(best, dtype=torch.bool))[0]
         frames = np.zeros(len(units), dtype=int)
-        for span in spans.found:
-            assert (units[span.first : span.last + 1] == span.unit).all()
-            frames[span.first : span.last + 1] = span.unit
+        for unit, start, end, posterior in spans.found:
+            assert (units[start:end] == unit).all()
+            assert posterior == pytest.approx(np.exp(log_probs[start:end, unit]).mean())
+            frames[start:end] = unit
         assert (frames == units).all()

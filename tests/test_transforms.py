@@ -5,10 +5,10 @@ import pickle
 
 import numpy as np
 import pytest
+from variants import registered
 
 from seqformer import Example, InputError, collate
 from seqformer.augment.compose import Augment
-from seqformer.registry import names
 
 FRAMES, POINTS = 40, 12
 FINGERS = [[i] for i in range(10)]
@@ -71,7 +71,7 @@ def arrays(found: Example) -> dict[str, np.ndarray]:
 
 
 def test_every_registered_transform_has_a_case():
-    assert sorted([*ALL, *AUDIO]) == names("augment")
+    assert sorted([*ALL, *AUDIO]) == registered("augment")
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seqformer.data.store import Store
+from seqformer.data.store import Stores
 from seqformer.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,10 +54,7 @@ class StoreColumn:
 
     def __init__(self, paths: list[str], rows: list[int]):
         self.paths, self.rows = np.asarray(paths, dtype=str), np.asarray(rows, dtype=np.int64)
-        self._stores: dict[str, Store] = {}
+        self._stores = Stores()
 
     def __getitem__(self, index: int) -> np.ndarray:
-        path = str(self.paths[index])
-        if path not in self._stores:
-            self._stores[path] = Store(path)
-        return self._stores[path][int(self.rows[index])]
+        return self._stores[str(self.paths[index])][int(self.rows[index])]

@@ -13,7 +13,7 @@ from seqformer.augment.mix import Mixer, names_of
 from seqformer.batch import Example
 from seqformer.data.audio import read_audio, resample
 from seqformer.data.columns import NumberColumn, StoreColumn
-from seqformer.data.store import Store
+from seqformer.data.store import Stores
 from seqformer.data.targets import Targets
 from seqformer.errors import InputError, nearest
 from seqformer.registry import register
@@ -40,7 +40,7 @@ class RowReader:
         self.stored_frames, self.rate = _whole(table, "frames"), rate
         if rate is not None and self.rates is None:
             raise InputError(f"audio is wanted at {rate} Hz, but the manifest has no column 'rate'")
-        self._stores: dict[str, Store] = {}
+        self._stores = Stores()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,8 +69,6 @@ class RowReader:
                 raise InputError(f"{path} has {found} samples a second, the manifest says {rate}")
             rate = found
         else:
-            if path not in self._stores:
-                self._stores[path] = Store(path)
             array = self._stores[path][int(self.rows[index])]
         if len(array) != self.stored_frames[index]:
             raise InputError(f"{path} holds {len(array)} frames, the manifest says {self.stored_frames[index]}")
@@ -93,10 +91,9 @@ class SequenceDataset:
     """Each row of the manifest as one example with input ``x``.
 
     ``inputs`` names further ones: a column of the manifest (numbers, or lists of them, see NumberColumn), or the rows
-    of another store, given by the columns ``<name>_path`` and ``<name>_row``. ``pairs`` are those that
-    hold lists (i, j, value), i and j being frames: they become a symmetric matrix (T, T), or (T, T, P) of P values.
-    ``mix`` makes training examples
-    of two rows each, see ``seqformer.augment.mix``.
+    of another store, given by the columns ``<name>_path`` and ``<name>_row``. ``pairs`` are those that hold lists
+    (i, j, value), i and j being frames: they become a symmetric matrix (T, T), or (T, T, P) of P values. ``mix`` makes
+    training examples of two rows each, see ``seqformer.augment.mix``.
 
     What a registered dataset is: ``ids``, ``rate``, ``columns`` {target: value per example}, ``len``,
     ``frames(epoch)`` and ``[epoch, index]``; built with these arguments and its own keywords from the config's
@@ -171,7 +168,7 @@ class SequenceDataset:
         if name in self.pairs:
             axes[name] = "TT"
             return _matrix(name, array, frames)
-        axes[name] = getattr(reader, "axes", "T")
+        axes[name] = reader.axes
         return array
 
     def _mixer(self, table: "polars.DataFrame", parts: list[dict]) -> Mixer:

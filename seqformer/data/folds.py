@@ -115,6 +115,11 @@ def fold_names(folds: np.ndarray, use: int | str) -> list[str]:
     raise InputError(f"folds.use: found {use!r}; expected 0 to {count - 1}, 'all' or 'full'")
 
 
+def folder_of(name: str) -> str:
+    """The folder of a fold in its run's, by its name: a number, or full."""
+    return name if name == "full" else f"fold{name}"
+
+
 def split_rows(folds: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Row numbers to train on and to validate on. Raises InputError when fold ``name`` would have no row of a kind."""
     if name == "full":

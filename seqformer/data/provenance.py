@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seqformer.data.manifest import as_text, read_manifest
+from seqformer.data.manifest import as_text
 from seqformer.data.targets import fingerprint
 from seqformer.errors import InputError, first_few
 
@@ -46,18 +46,24 @@ def check_own_targets(table: "polars.DataFrame", folds: np.ndarray) -> None:
 
 
 def pseudo_rows(
-    paths: list[str], table: "polars.DataFrame", folds: np.ndarray, name: str, target: str, group: str | None = None
+    labels: "list[tuple[str, polars.DataFrame]]",
+    table: "polars.DataFrame",
+    folds: np.ndarray,
+    name: str,
+    target: str,
+    group: str | None = None,
 ) -> "polars.DataFrame | None":
     """The pseudo-labelled rows that a fold is trained on beside its own, None without any manifest of them.
 
-    ``full`` validates nothing: it takes the labels of a fold full or, without, those of every fold, each row's weight
-    shared among them. ``group`` is the column that keeps rows together. Raises InputError naming manifest and rows.
+    ``labels`` are those manifests and their paths. ``full`` validates nothing: it takes the labels of a fold full or,
+    without, those of every fold, each row's weight shared among them. ``group`` is the column that keeps rows together.
+    Raises InputError naming manifest and rows.
     """
     import polars
 
-    if not paths:
+    if not labels:
         return None
-    found = [_fold_rows(path, table, folds, name, target, group) for path in paths]
+    found = [_fold_rows(path, rows, table, folds, name, target, group) for path, rows in labels]
     rows = polars.concat(found, how="diagonal_relaxed")
     twice = rows["id"].is_duplicated() | rows["id"].is_in(table["id"].implode())
     if twice.any():
@@ -82,10 +88,9 @@ def join_rows(table: "polars.DataFrame", extra: "polars.DataFrame | None") -> "p
     return joined.with_columns(polars.col("weight").fill_null(1.0)) if "weight" in joined.columns else joined
 
 
-def _fold_rows(path, table, folds, name, target, group) -> "polars.DataFrame":
+def _fold_rows(path, rows, table, folds, name, target, group) -> "polars.DataFrame":
     import polars
 
-    rows = read_manifest(path)
     for column in (*COLUMNS, target):
         if column not in rows.columns or rows[column].null_count():
             fault = "is empty in some rows" if column in rows.columns else "is missing"

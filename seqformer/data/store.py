@@ -132,3 +132,11 @@ class Store:
                 else np.memmap(self.folder / "data.bin", self.dtype, "r", shape=shape)
             )
         return np.asarray(self._map[self.offsets[row] : self.offsets[row + 1]])
+
+
+class Stores(dict):
+    """Stores by their folders, each opened when it is first asked for."""
+
+    def __missing__(self, folder: str) -> Store:
+        self[folder] = Store(folder)
+        return self[folder]

@@ -30,9 +30,9 @@ class Characters:
     def decode(self, units: list[int]) -> str:
         return "".join(self.symbols[unit - 1] for unit in units if unit).strip()
 
-    def piece(self, unit: int) -> str:
-        """What a unit adds to the text; white space parts words."""
-        return self.symbols[unit - 1]
+    def spellings(self) -> list[str]:
+        """What each unit adds to a text, with the spaces."""
+        return ["", *self.symbols]
 
     def state(self) -> dict:
         return {"kind": "chars", "symbols": self.symbols}
@@ -57,8 +57,8 @@ class Words:
     def decode(self, units: list[int]) -> str:
         return " ".join(self.words[unit - 1] for unit in units if unit)
 
-    def piece(self, unit: int) -> str:
-        return " " + self.words[unit - 1]
+    def spellings(self) -> list[str]:
+        return ["", *(f" {word}" for word in self.words)]
 
     def state(self) -> dict:
         return {"kind": "words", "words": self.words}
@@ -110,8 +110,11 @@ class BPE:
     def decode(self, units: list[int]) -> str:
         return self.processor.decode([unit - self.shift for unit in units if unit]).strip()
 
-    def piece(self, unit: int) -> str:
-        return self.processor.id_to_piece(unit - self.shift).replace("▁", " ")
+    def spellings(self) -> list[str]:
+        numbers = [unit - self.shift for unit in range(1, self.size)]
+        odd = [self.processor.is_unknown(number) or self.processor.is_control(number) for number in numbers]
+        pieces = self.processor.id_to_piece(numbers)
+        return ["", *("" if skip else piece.replace("▁", " ") for piece, skip in zip(pieces, odd, strict=True))]
 
     def state(self) -> dict:
         return {"kind": "bpe", "model": base64.b64encode(self.model).decode()} | ({"shift": 1} if self.shift else {})
@@ -132,8 +135,8 @@ class Pieces:
     def decode(self, units: list[int]) -> str:
         return "".join(self.pieces[unit - 1] for unit in units if unit).replace("▁", " ").strip()
 
-    def piece(self, unit: int) -> str:
-        return self.pieces[unit - 1].replace("▁", " ")
+    def spellings(self) -> list[str]:
+        return ["", *(piece.replace("▁", " ") for piece in self.pieces)]
 
     def state(self) -> dict:
         return {"kind": "pieces", "pieces": self.pieces}

@@ -43,6 +43,11 @@ class CTC(nn.Module):
         repeats = ((targets[:, 1:] == targets[:, :-1]) & (targets[:, 1:] >= 0)).sum(dim=1)
         return (targets >= 0).sum(dim=1) + repeats > lengths_of(mask)
 
+    def log_probs(self, x: Tensor, mask: Tensor) -> list[Tensor]:
+        """log p(unit) in the frames of each item (T, vocab), float32: what a search over texts takes."""
+        log_probs = self.linear(x).float().log_softmax(dim=-1)
+        return [item[keep] for item, keep in zip(log_probs, mask, strict=True)]
+
     def predict(self, x: Tensor, mask: Tensor) -> list[list[int]]:
         """Greedy decoding: the best unit of each frame, repeats merged, blanks dropped."""
         return collapse(self.linear(x).argmax(dim=-1), mask, BLANK)

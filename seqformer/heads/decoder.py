@@ -26,6 +26,8 @@ class Decoder(nn.Module):
     predicts, texts from their end. Raises ValueError when heads do not divide dim.
     """
 
+    answers = False  # what forward gives is no logits: its search makes them
+
     def __init__(
         self,
         dim: int,

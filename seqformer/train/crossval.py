@@ -14,12 +14,12 @@ from lightning_fabric import Fabric
 
 from seqformer.checkpoint import write_file
 from seqformer.config import Run, Train, build_config, read_config, write_config
-from seqformer.data.folds import assign_folds, fold_names, split_rows
+from seqformer.data.folds import assign_folds, fold_names, folder_of, split_rows
 from seqformer.data.lineage import INHERITED
 from seqformer.data.manifest import manifest_hash, read_manifest
 from seqformer.data.provenance import check_own_targets, pseudo_rows
 from seqformer.errors import InputError, first_few
-from seqformer.model import head_parts
+from seqformer.model import OF_THE_MODEL, head_parts
 from seqformer.predict import (
     REMEMBERED,
     load_fold,
@@ -67,14 +67,14 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
     folds = assign_folds(table, **kinds, seed=config.seed if config.folds.seed is None else config.folds.seed)
     splits = {name: split_rows(folds, name) for name in fold_names(folds, config.folds.use)}
     check_own_targets(table, folds)
-    labels = config.data.pseudo, table, folds
+    labels = [(path, read_manifest(path)) for path in config.data.pseudo], table, folds
     by = config.folds.by if "group" in config.folds.kind else None
     extra = {name: pseudo_rows(*labels, name, main_head(config.head)[1], by) for name in splits}
     fabric = make_fabric(config.train)
     folder, table_hash = root / config.run, manifest_hash(config.data.manifest, *config.data.pseudo)
     if not accept_changes:
         refuse_changes(folder, plain, table_hash)
-    places = {name: folder / ("full" if name == "full" else f"fold{name}") for name in splits}
+    places = {name: folder / folder_of(name) for name in splits}
     earlier = {
         name: earlier_folds(config, root, name, table[valid]["id"], trained(places[name]))
         for name, (_, valid) in splits.items()
@@ -156,7 +156,7 @@ def check_parts(config: Run) -> None:
     }
     for kind, (parts, passed) in given.items():
         for part in parts:
-            own = ("name", "weight", "at", "train_only") if kind == "head" else ("name",)  # not for its constructor
+            own = ("name", *OF_THE_MODEL) if kind == "head" else ("name",)  # not for its constructor
             arguments = {key: value for key, value in part.items() if key not in own}
             check(kind, part["name"], arguments, f"config: {kind}", passed)
     check_optimizer(config.optim.name)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seqformer.checkpoint import load_weights
 from seqformer.config import Run, build_config, read_config
+from seqformer.data.folds import folder_of
 from seqformer.data.lineage import rows_seen
 from seqformer.data.targets import Targets
 from seqformer.errors import InputError, first_few, nearest
@@ -49,7 +50,7 @@ def _open_fold(key: str, given: str, root: Path, name: str, valid: set[str]) -> 
     if place is None:
         runs = [path.parent.name for path in root.glob("*/config.yaml")]
         raise InputError(f"{key}: {given} is no run folder, nor a run in {root}; {nearest(given, runs)}")
-    folder = place / ("full" if name == "full" else f"fold{name}")
+    folder = place / folder_of(name)
     if not (folder / "done.json").is_file():
         finished = sorted(path.parent.name for path in place.glob("*/done.json"))
         raise InputError(f"{key}: {place} has no finished {folder.name}; finished: {', '.join(finished) or 'none'}")

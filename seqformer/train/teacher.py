@@ -71,6 +71,8 @@ def load_teacher(config: Run, earlier: EarlierFold, student: SequenceModel, targ
         if given.head is not None and given.head not in head_parts(parts):
             raise InputError(f"teacher.head: {place} has no {given.head!r}; {nearest(given.head, head_parts(parts))}")
     head, theirs = (given.head or main_head(run.head)[0] for run in (config, earlier.config))
+    if not getattr(student.heads[head], "answers", True):
+        raise InputError(f"teacher: head {head!r} answers neither per item nor per frame; choose another head")
     encoder = targets.encoders[student.heads[head].target]
     require_same_outputs(earlier, theirs, encoder, head)
     model, _ = load_fold(earlier.folder, earlier.config, torch.device("cpu"))

@@ -1,0 +1,1 @@
+"""N-gram language models: reading and scoring them, and training them from text."""
