@@ -16,6 +16,7 @@ from seqformer.model import SequenceModel, create_backbone, create_model, list_b
 from seqformer.pretrained import load_pretrained, push_to_hub, save_pretrained
 from seqformer.published.weights import import_backbone
 from seqformer.registry import register
+from seqformer.streaming import Stream
 from seqformer.submission import write_ragged_submission, write_submission
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "SequenceModel",
     "Store",
     "StoreWriter",
+    "Stream",
     "Targets",
     "collate",
     "create_backbone",

@@ -23,6 +23,7 @@ from seqformer.cli_lm import (
     make_decoder,
 )
 from seqformer.cli_lm import app as lm_app
+from seqformer.cli_transcribe import transcribe
 from seqformer.errors import InputError, nearest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -166,38 +167,7 @@ def pseudo(
     typer.echo(f"{labelled.height} labels of {table.height} rows by {len(trained.names)} folds -> {out}{told}")
 
 
-@app.command()
-def transcribe(
-    model: Annotated[str, typer.Argument(help="A run folder, or a checkpoint: a .nemo file, a folder, owner/name.")],
-    files: Annotated[list[Path], typer.Argument(help="Audio files: any rate, mono or stereo.")],
-    lm: Lm = None,
-    beam: Beam = None,
-    lm_weight: LmWeight = None,
-    length_bonus: LengthBonus = None,
-    hot: Hot = None,
-    hot_bonus: HotBonus = 1.0,
-    rescore: Rescore = None,
-    rescore_weight: RescoreWeight = None,
-    rescore_bonus: RescoreBonus = None,
-) -> None:
-    """Print the text of audio files, one line each."""
-    import polars
-
-    from seqformer.data.audio import audio_facts
-
-    decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus)
-    rows = [{"id": str(path), "path": str(path.resolve())} | audio_facts(path) for path in files]
-    if (Path(model) / "folds.parquet").is_file():
-        trained = open_run(Path(model))
-        if not trained.transcribes:
-            raise InputError(f"{model} turns no audio into text: its frontend or its head is for something else")
-        found = trained.predict(polars.DataFrame(rows).unique("id", maintain_order=True), decoder=decoder)
-    else:
-        from seqformer.pretrained import load_pretrained, transcribe_files
-
-        found = transcribe_files(load_pretrained(model), [row["id"] for row in rows], decoder)
-    for path in files:
-        typer.echo(found[str(path)] if len(files) == 1 else f"{path}\t{found[str(path)]}")
+app.command()(transcribe)
 
 
 @app.command()

@@ -104,8 +104,9 @@ class Encoder(nn.Module):
     first, adding the frames kept at the reduction (the temporal U-Net of Squeezeformer, section 3.1.1). Without
     ``recover_at`` the rate is restored before the last block; with ``[]`` it never is, and ``stride`` grows.
     ``context`` (left, right) limits attention to so many frames of the block's own rate, -1 for no limit; ``causal``
-    lets no depthwise convolution see later frames. ``long_skip`` adds the stem's output to that of every block.
-    ``upsample`` brings the output back to the input's frames by a transposed convolution of the stem's stride.
+    lets no depthwise convolution see later frames, nor a reduction, but for the published ones. ``long_skip`` adds the
+    stem's output to that of every block. ``upsample`` brings the output back to the input's frames by a transposed
+    convolution of the stem's stride.
     ``drop_path`` is the rate of the last block, rising from 0 at the first. ``bias`` (B, H, T, T), T being frames after
     the stem, is added to the attention logits of every block; (B, depth H, T, T) holds one for each block instead.
     Raises ValueError when choices do not go together, InputError for a bias of another shape.
@@ -186,9 +187,8 @@ class Encoder(nn.Module):
             )
             for index, letters in enumerate(layouts)
         )
-        self.reductions = nn.ModuleList(
-            TimeReduction(dim, chosen.reduction_left, drop_odd=chosen.official) for _ in self.reduce_at
-        )
+        back = 4 if causal and convention == "seqformer" else chosen.reduction_left
+        self.reductions = nn.ModuleList(TimeReduction(dim, back, drop_odd=chosen.official) for _ in self.reduce_at)
         self.recoveries = nn.ModuleList(TimeRecovery(dim) for _ in self.recover_at)
         self.upsample = TimeUpsample(dim, self.stem.stride, dropout) if upsample else None
         if upsample:

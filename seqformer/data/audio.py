@@ -91,14 +91,46 @@ def audio_facts(path: str | Path) -> dict[str, int]:
         return {"frames": file.frames, "rate": file.samplerate}
 
 
+def read_windows(path: str | Path, rate: int, window: int, step: int) -> Iterator[np.ndarray]:
+    """Mono samples float32 of a file at ``rate`` Hz, ``window`` of them from every ``step``-th on; the last is shorter.
+
+    Never more than a window is held. ``step`` is a multiple of ``resampling(found, rate)[0]``, so that windows of a
+    file at another rate have their samples in the same places; they differ at their ends only, where the filter sees
+    nothing beyond. Raises InputError as ``read_audio`` does.
+    """
+    path = Path(path)
+    with _opened(path) as file:
+        up, down = resampling(file.samplerate, rate)
+        if step % up:
+            raise ValueError(f"step {step} is no multiple of {up}")
+        size, move, start = math.ceil(window * down / up), step * down // up, 0
+        held = np.zeros((0, file.channels), np.float32)
+        while True:
+            more = file.read(size - len(held), dtype="float32", always_2d=True)
+            if not np.isfinite(more).all():
+                raise InputError(f"{path}: samples are NaN or infinite")
+            held = np.concatenate([held, more])
+            if len(held) != min(size, file.frames - start):
+                raise InputError(f"{path}: damaged: {start + len(held)} of {file.frames} samples can be decoded")
+            yield resample(held.mean(axis=1), file.samplerate, rate)
+            if start + size >= file.frames:
+                return
+            held, start = held[move:], start + move
+
+
+def resampling(rate: int, wanted: int) -> tuple[int, int]:
+    """(up, down): the smallest whole numbers in the proportion of two rates."""
+    shared = math.gcd(rate, wanted)
+    return wanted // shared, rate // shared
+
+
 def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     """Polyphase resampling (N,) -> (ceil(N * wanted / rate),), float32."""
     if rate == wanted:
         return samples
     from scipy.signal import resample_poly
 
-    shared = math.gcd(rate, wanted)
-    return resample_poly(samples, wanted // shared, rate // shared).astype(np.float32)
+    return resample_poly(samples, *resampling(rate, wanted)).astype(np.float32)
 
 
 def _decode(path: Path, dtype: str) -> tuple[np.ndarray, int]:

@@ -138,6 +138,8 @@ class LogMel(nn.Module):
         super().__init__()
         self.dim, self.rate = mels, rate
         self.window, self.hop = round(rate * window_ms / 1000), round(rate * hop_ms / 1000)
+        left = self.window // 2
+        self.reach = (left + 1, self.window - left - 1)  # samples that frame t sees before and after sample t * hop
         self.fft = fft or 2 ** math.ceil(math.log2(self.window))
         if self.fft < self.window:
             raise InputError(f"logmel: fft is {fft} samples; expected at least the window's {self.window}")

@@ -91,6 +91,8 @@ class Gammatone(nn.Module):
         self.past = filters.shape[1] - 1  # samples before its own that an output feels
         self.fft = 2 ** math.ceil(math.log2(2 * self.past + self.hop))
         self.step = (self.fft - self.past) // self.hop * self.hop
+        left = self.window // 2
+        self.reach = (left + self.past + 1, self.window - left - 1)  # samples, as of logmel
         spectrum = torch.fft.rfft(filters, n=self.fft).to(torch.complex64)
         self.register_buffer("spectrum", spectrum, persistent=False)
         self.spec_augment = SpecAugment(**spec_augment) if spec_augment else None

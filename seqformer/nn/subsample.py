@@ -1,4 +1,7 @@
-"""Stems: from raw features (B, T, F) to frames (B, ceil(T / stride), D)."""
+"""Stems: from raw features (B, T, F) to frames (B, ceil(T / stride), D).
+
+``reach`` (left, right): frame j sees the input frames stride * j - left ... stride * j + right, and no others.
+"""
 
 import math
 from itertools import pairwise
@@ -17,7 +20,7 @@ STRIDES = {"none": 1, "linear": 1, "conv2d": 4, "depthwise_conv2d": 4, "vgg": 3,
 class NoStem(nn.Module):
     """Frames that already have the model's width, at the full rate."""
 
-    stride = 1
+    stride, reach = 1, (0, 0)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return zero_padding(x, mask), mask
@@ -26,7 +29,7 @@ class NoStem(nn.Module):
 class LinearStem(nn.Module):
     """One linear layer at the full frame rate, for short sequences: landmarks, tokens, sensors."""
 
-    stride = 1
+    stride, reach = 1, (0, 0)
 
     def __init__(self, in_dim: int, dim: int):
         super().__init__()
@@ -57,6 +60,7 @@ class Conv2dStem(nn.Module):
         super().__init__()
         channels, stages = channels or dim, round(math.log2(stride))
         self.stride, self.official = stride, official
+        self.reach = (0, 2 * stride - 2) if official else (stride - 1, stride - 1)
         sides = 0 if official else 1
         self.first = nn.Conv2d(1, channels, 3, stride=2, padding=sides)
         groups = channels if depthwise else 1
@@ -100,7 +104,7 @@ class VGGStem(nn.Module):
 
     def __init__(self, in_dim: int, dim: int, stride: int = 3):
         super().__init__()
-        self.stride = stride
+        self.stride, self.reach = stride, (3, 5)
         sizes = [(1, 32), (32, 64), (64, 64)]
         self.convs = nn.ModuleList(nn.Conv2d(inner, outer, 3, padding=1) for inner, outer in sizes)
         # No padding before: frame j sees 3j, 3j + 1, 3j + 2, whatever the length (TensorFlow's 'same' does so where
@@ -128,7 +132,7 @@ class SignalStem(nn.Module):
 
     def __init__(self, in_dim: int, dim: int, stride: int = 16, channels: int | None = None):
         super().__init__()
-        self.stride = stride
+        self.stride, self.reach = stride, (2 * stride - 2, 2 * stride - 2)
         stages = round(math.log2(stride))
         widths = [in_dim, *[channels or dim] * (stages - 1), dim]
         self.convs = nn.ModuleList(nn.Conv1d(inner, outer, 5, stride=2, padding=2) for inner, outer in pairwise(widths))

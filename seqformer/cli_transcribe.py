@@ -1,0 +1,59 @@
+"""The command that turns audio into text."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seqformer.cli_lm import (
+    Beam,
+    Hot,
+    HotBonus,
+    LengthBonus,
+    Lm,
+    LmWeight,
+    Rescore,
+    RescoreBonus,
+    RescoreWeight,
+    make_decoder,
+)
+from seqformer.errors import InputError
+
+
+def transcribe(
+    model: Annotated[str, typer.Argument(help="A run folder, or a checkpoint: a .nemo file, a folder, owner/name.")],
+    files: Annotated[list[Path] | None, typer.Argument(help="Audio files: any rate, mono or stereo.")] = None,
+    window: Annotated[float | None, typer.Option(help="Read by windows of so many seconds [>2 min: 30].")] = None,
+    overlap: Annotated[float | None, typer.Option(help="Seconds that neighbouring windows share [5].")] = None,
+    srt: Annotated[Path | None, typer.Option(help="Write subtitles of the file as SubRip.")] = None,
+    vtt: Annotated[Path | None, typer.Option(help="Write subtitles of the file as WebVTT.")] = None,
+    stream: Annotated[bool, typer.Option(help="Read standard input as it comes: 16-bit PCM or WAV.")] = False,
+    lm: Lm = None,
+    beam: Beam = None,
+    lm_weight: LmWeight = None,
+    length_bonus: LengthBonus = None,
+    hot: Hot = None,
+    hot_bonus: HotBonus = 1.0,
+    rescore: Rescore = None,
+    rescore_weight: RescoreWeight = None,
+    rescore_bonus: RescoreBonus = None,
+) -> None:
+    """Print the text of audio files, one line each."""
+    from seqformer.cli import open_run
+    from seqformer.transcribe import transcribe_files, transcribe_stream
+
+    if stream == bool(files):
+        raise InputError("transcribe reads files, or standard input with --stream: name one of them")
+    decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus)
+    of_files = {"--window": window, "--overlap": overlap, "--srt": srt, "--vtt": vtt, "--lm, --beam, --hot, --rescore": decoder}
+    wrong = [name for name, value in of_files.items() if value is not None]
+    if stream and wrong:
+        raise InputError(f"--stream prints what it hears at once, greedily; it does not go with {wrong[0]}")
+    run = open_run(Path(model)) if (Path(model) / "folds.parquet").is_file() else None
+    if run is not None and not run.transcribes:
+        raise InputError(f"{model} turns no audio into text: its frontend or its head is for something else")
+    if stream:
+        return transcribe_stream(run, model)
+    found = transcribe_files(run, model, files, decoder, window, 5.0 if overlap is None else overlap, srt, vtt)
+    for path in files:
+        typer.echo(found[str(path)] if len(files) == 1 else f"{path}\t{found[str(path)]}")
