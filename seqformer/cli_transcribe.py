@@ -45,7 +45,7 @@ def transcribe(
     if stream == bool(files):
         raise InputError("transcribe reads files, or standard input with --stream: name one of them")
     decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus)
-    of_files = {"--window": window, "--overlap": overlap, "--srt": srt, "--vtt": vtt, "--lm, --beam, --hot, --rescore": decoder}
+    of_files = {"--window": window, "--overlap": overlap, "--srt": srt, "--vtt": vtt, "--lm, --beam, --hot": decoder}
     wrong = [name for name, value in of_files.items() if value is not None]
     if stream and wrong:
         raise InputError(f"--stream prints what it hears at once, greedily; it does not go with {wrong[0]}")
