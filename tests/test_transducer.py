@@ -45,10 +45,10 @@ def log_p_of(head: Transducer, x: torch.Tensor, text: list[int]) -> torch.Tensor
     return head.logits(head(x[None], torch.ones(1, len(x)).bool())[0, :, None], after[0]).log_softmax(dim=-1)
 
 
-def nll_of(head: Transducer, x: torch.Tensor, text: list[int]) -> torch.Tensor:
+def nll_of(head: Transducer, x: torch.Tensor, text: list[int], every=None) -> torch.Tensor:
     log_p = log_p_of(head, x, text)
     label = log_p.gather(-1, torch.tensor([*text, 0])[None, :, None].expand(len(x), -1, 1))[..., 0]
-    return brute_force(log_p[None, ..., 0], label[None])[0]
+    return brute_force(log_p[None, ..., 0], label[None], every or alignments)[0]
 
 
 def alignments(frames: int, units: int) -> torch.Tensor:
@@ -64,16 +64,25 @@ def alignments(frames: int, units: int) -> torch.Tensor:
     return torch.tensor(found)
 
 
-def brute_force(blank: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+def monotonic_alignments(frames: int, units: int) -> torch.Tensor:
+    """Those in which a frame gives a blank or one unit: (number, frames)."""
+    found, places = [], frames * (units + 1)
+    for said in itertools.combinations(range(frames), units):
+        before = [sum(t < frame for t in said) for frame in range(frames)]
+        found.append([t * (units + 1) + u + places * (t in said) for t, u in enumerate(before)])
+    return torch.tensor(found).reshape(len(found), frames)
+
+
+def brute_force(blank: torch.Tensor, label: torch.Tensor, every=alignments) -> torch.Tensor:
     """Log-probabilities (B, T, U + 1) -> -log of the sum over every alignment (B,)."""
-    paths = alignments(blank.shape[1], blank.shape[2] - 1)
+    paths = every(blank.shape[1], blank.shape[2] - 1)
     entries = torch.cat([blank.flatten(1), label.flatten(1)], dim=1)
     return -entries[:, paths].sum(dim=-1).logsumexp(dim=-1)
 
 
-def worst_of(cases: int, most_frames: int, most_units: int, seed: int) -> tuple[float, float]:
+def worst_of(cases: int, most_frames: int, most_units: int, monotonic: bool) -> tuple[float, float]:
     """Largest error of the loss and of its gradients, in one batch of all sizes padded with NaN, to float64."""
-    generator, worst_loss, worst_gradient = torch.Generator().manual_seed(seed), 0.0, 0.0
+    generator, worst_loss, worst_gradient = torch.Generator().manual_seed(0), 0.0, 0.0
     shapes = list(itertools.product(range(1, most_frames + 1), range(most_units + 1)))
     each = -(-cases // len(shapes))
     shape = (each * len(shapes), most_frames, most_units + 1)
@@ -81,21 +90,25 @@ def worst_of(cases: int, most_frames: int, most_units: int, seed: int) -> tuple[
     frames, units = torch.tensor(shapes).repeat_interleave(each, dim=0).unbind(dim=1)
     real = mask_of(frames, shape[1])[..., None] & mask_of(units + 1, shape[2])[:, None]
     padded = entries.masked_fill(~real, math.nan).requires_grad_()
-    loss = transducer_loss(*padded, frames, units)
+    loss = transducer_loss(*padded, frames, units, monotonic)
     loss.sum().backward()
     assert loss.dtype == torch.float32 and not padded.grad[:, ~real].any()
     for number, (t, u) in enumerate(shapes):
         rows = slice(number * each, (number + 1) * each)
+        if monotonic and u > t:
+            assert not loss[rows].any() and not padded.grad[:, rows].any()
+            continue
         exact = entries[:, rows, :t, : u + 1].double().requires_grad_()
-        truth = brute_force(*exact)
+        truth = brute_force(*exact, monotonic_alignments if monotonic else alignments)
         truth.sum().backward()
         worst_loss = max(worst_loss, float((loss[rows] - truth).detach().abs().max()))
         worst_gradient = max(worst_gradient, float((padded.grad[:, rows, :t, : u + 1] - exact.grad).abs().max()))
     return worst_loss, worst_gradient
 
 
-def test_the_loss_sums_over_every_alignment():
-    errors = worst_of(5000, 6, 5, seed=0)
+@pytest.mark.parametrize("monotonic", [False, True])
+def test_the_loss_sums_over_every_alignment(monotonic):
+    errors = worst_of(5000, 6, 5, monotonic)
     print("loss {:.1e}, gradient {:.1e}".format(*errors))
     assert max(errors) <= 1e-5
 
@@ -115,7 +128,7 @@ def test_a_long_lattice_is_as_exact_as_float64():
     exact = entries.detach().double()
     exact[1, :, :, U] = NEVER
     exact.requires_grad_()
-    Lattice.apply(*exact, torch.tensor([T]), torch.tensor([U])).sum().backward()
+    Lattice.apply(*exact, torch.tensor([T]), torch.tensor([U]), False).sum().backward()
     gap = float((entries.grad - exact.grad).abs().max())
     print(f"gradient {gap:.1e}")
     assert gap <= 1e-5
@@ -195,6 +208,14 @@ def test_the_loss_of_nothing_is_zero_with_a_gradient_of_zero():
     torch.testing.assert_close(empty, -log_p_of(head, x[0, : LENGTHS[0]], [])[:, 0, 0].sum())
 
 
+def test_a_monotonic_text_longer_than_its_frames_is_counted_and_left_out():
+    head, (x, mask) = head_of(monotonic=True), batch()
+    targets = targets_of([[1, 2, 2], [3, 3], [], [2, 2, 2]], 3)
+    assert head.infeasible(mask, targets).tolist() == [False, True, False, False]
+    expected = -sum(monotonic_log_p(head, x[item, : LENGTHS[item]], targets[item].tolist()) for item in (0, 3)) / 2
+    assert float(head.loss(x, mask, targets).detach()) == pytest.approx(expected, rel=1e-5)
+
+
 def test_the_loss_is_float32_under_autocast_and_bounded_in_memory(monkeypatch):
     head, (x, mask) = head_of(), batch()
     expected = head.loss(x, mask, targets_of(TEXTS, 3))
@@ -224,7 +245,7 @@ def greedy_of(head: Transducer, x: torch.Tensor) -> list[int]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("keywords", [dict(layers=2), dict(predictor="stateless", context=3), dict(max_symbols=1)])
+@pytest.mark.parametrize("keywords", [dict(layers=2), dict(predictor="stateless", context=3), dict(monotonic=True)])
 def test_predictions_equal_those_of_items_alone_frame_by_frame(keywords):
     sizes = set()
     for seed in range(6):
@@ -252,13 +273,18 @@ def bounded_log_p(head: Transducer, x: torch.Tensor, text: list[int]) -> float:
     return float(total)
 
 
+def monotonic_log_p(head: Transducer, x: torch.Tensor, text: list[int]) -> float:
+    """log of the summed probability of the alignments in which a frame gives a blank or one unit."""
+    return -float(nll_of(head, x, text, monotonic_alignments).detach())
+
+
 def bigram(units: tuple[int, ...], unit: int) -> float:
     """A language model: 0.3 times a log-probability that depends on the unit before."""
     return -0.3 * ((3 * (units[-1] if units else 0) + 5 * unit) % 7)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("keywords", [dict(), dict(predictor="stateless"), dict(max_symbols=1)])
+@pytest.mark.parametrize("keywords", [dict(), dict(predictor="stateless"), dict(max_symbols=1), dict(monotonic=True)])
 @pytest.mark.parametrize("score", [None, bigram])
 def test_a_wide_beam_finds_what_trying_every_text_finds(keywords, score):
     """A total is that of all alignments of a text with at most max_symbols units in a frame, plus its scores."""
@@ -268,7 +294,8 @@ def test_a_wide_beam_finds_what_trying_every_text_finds(keywords, score):
         texts = [
             list(text) for size in range(2 * head.max_symbols + 1) for text in itertools.product((1, 2, 3), repeat=size)
         ]
-        expected = {tuple(text): bounded_log_p(head, x, text) for text in texts}
+        log_p = monotonic_log_p if head.monotonic else bounded_log_p
+        expected = {tuple(text): log_p(head, x, text) for text in texts}
         if score:
             for text in expected:
                 expected[text] += sum(score(text[:place], unit) for place, unit in enumerate(text))

@@ -61,14 +61,20 @@ class Hypothesis(NamedTuple):
 
 
 def beam_search(
-    joint: Joint, predict: Predict, encoders: Sequence[Tensor], beam: int, max_symbols: int, score: Score | None = None
+    joint: Joint,
+    predict: Predict,
+    encoders: Sequence[Tensor],
+    beam: int,
+    max_symbols: int,
+    score: Score | None = None,
+    monotonic: bool = False,
 ) -> list[list[Hypothesis]]:
     """The best texts of each item, at most ``beam``, best first: encoders (T, J), all items advancing at once.
 
     Frame by frame, with the probabilities of equal texts added. ``score(units, unit)`` is added to the log-probability
     of a text whenever a unit is put behind others: a language model, weighted, or a bonus for length. As long as the
     beam drops nothing, a total is exactly the log of the summed probability of the text's alignments in which no frame
-    gives more than ``max_symbols`` units, plus its scores.
+    gives more than ``max_symbols`` units, plus its scores. ``monotonic``: a frame gives a blank or one unit.
     """
     if not len(encoders):
         return []
@@ -77,20 +83,30 @@ def beam_search(
     for t in range(max(map(len, encoders))):
         now = {item: found[item] for item, encoder in enumerate(encoders) if t < len(encoder)}
         ended: dict[int, dict[tuple[int, ...], Hypothesis]] = {item: {} for item in now}
-        for symbols in range(max_symbols + 1):
+        rounds = 1 if monotonic else max_symbols + 1
+        for symbols in range(rounds):
             flat = [(item, one) for item, some in now.items() for one in some]
             if not flat:
                 break
             frames = torch.stack([encoders[item][t] for item, _ in flat])
             log_p_NV = joint(frames, torch.cat([one.after for _, one in flat])).float().log_softmax(dim=-1)
             for (item, one), blank in zip(flat, log_p_NV[:, BLANK].tolist(), strict=True):
-                before = ended[item][one.units].log_p if one.units in ended[item] else -math.inf
-                ended[item][one.units] = one._replace(log_p=_log_sum(before, one.log_p + blank))
-            if symbols < max_symbols:
+                _end(ended[item], one._replace(log_p=one.log_p + blank))
+            if monotonic or symbols + 1 < rounds:
                 now = _extended(flat, log_p_NV, predict, beam, score, ended)
+        if monotonic:  # the frame is over with the unit
+            for item, some in now.items():
+                for one in some:
+                    _end(ended[item], one)
         for item, texts in ended.items():
             found[item] = nlargest(beam, texts.values(), key=lambda one: one.total)
     return found
+
+
+def _end(ended: dict[tuple[int, ...], Hypothesis], one: Hypothesis) -> None:
+    """Keep a text for the next frame, added to the equal one that is kept already."""
+    before = ended[one.units].log_p if one.units in ended else -math.inf
+    ended[one.units] = one._replace(log_p=_log_sum(before, one.log_p))
 
 
 def _extended(

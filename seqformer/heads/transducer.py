@@ -27,7 +27,9 @@ class Transducer(nn.Module):
     Unit 0 is the blank, as of CTC. Targets (B, U) are unit numbers, padded with -1; any number of units fits into one
     frame. The units said so far pass an ``lstm`` of ``layers`` layers, or ``stateless`` the last ``context`` alone, of
     width ``predictor_dim``, with ``dropout`` behind; logits are linear(tanh(frames + units)). ``predict`` gives at most
-    ``max_symbols`` units for a frame. A CTC loss beside it is a second head.
+    ``max_symbols`` units for a frame. ``monotonic``: a frame gives a blank or one unit, never both (Tripathi et al.
+    2019); where a unit follows itself, this tells a second one from the first one's frame. A text longer than its
+    frames then has no alignment, adds nothing to the loss and is counted. A CTC loss beside it is a second head.
 
     ``criterion`` mwer trains a model further that can recognise already: the word errors expected over the best texts
     of a search with a ``beam``, and a share of ``likelihood`` of the usual loss, which it is out of training. Raises
@@ -49,6 +51,7 @@ class Transducer(nn.Module):
         joint: int = 320,
         dropout: float = 0.0,
         max_symbols: int = 5,
+        monotonic: bool = False,
         criterion: Literal["likelihood", "mwer"] = "likelihood",
         likelihood: float = 0.1,
         beam: int = 4,
@@ -59,7 +62,7 @@ class Transducer(nn.Module):
         for name, value in {"layers": layers, "context": context, "max_symbols": max_symbols}.items():
             if value < 1:
                 raise ValueError(f"{name} is {value}; expected 1 or more")
-        self.target, self.max_symbols = target, max_symbols
+        self.target, self.monotonic, self.max_symbols = target, monotonic, 1 if monotonic else max_symbols
         self.criterion, self.likelihood, self.beam = criterion, likelihood, beam
         if predictor == "lstm":
             self.predictor = LSTMPredictor(vocab, predictor_dim, layers)
@@ -85,7 +88,7 @@ class Transducer(nn.Module):
         return self.linear(torch.tanh(frames + units))
 
     def loss(self, x: Tensor, mask: Tensor, targets: Tensor, weight: Tensor | None = None) -> Tensor:
-        """Weighted mean of -log p(target) over items with frames, float32; 0 with a gradient of 0 if there are none.
+        """Weighted mean of -log p(target) over items with frames, float32; 0 with a gradient of 0 without any.
 
         In training it is mixed with the expected word errors of an item, where the criterion asks for them.
         """
@@ -98,8 +101,12 @@ class Transducer(nn.Module):
             errors = mwer(lambda units: self.nll(encoded, mask, units), texts, targets, self.spellings)
             loss = (1 - self.likelihood) * errors + self.likelihood * loss
         weight = torch.ones_like(loss) if weight is None else weight.float()
-        weight = weight.masked_fill(~mask.any(dim=1), 0)
+        weight = weight.masked_fill(self.infeasible(mask, targets) | ~mask.any(dim=1), 0)
         return (loss * weight).sum() / weight.sum().clamp(min=1e-8)
+
+    def infeasible(self, mask: Tensor, targets: Tensor) -> Tensor:
+        """True (B,) for items without any alignment."""
+        return ((targets >= 0).sum(dim=1) > lengths_of(mask)) & self.monotonic
 
     def nll(self, encoded: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
         """-log p(target) of each item (B,) of what ``forward`` gave; 0 of one without frames."""
@@ -114,7 +121,7 @@ class Transducer(nn.Module):
             nn.functional.pad(targets, (0, 1)),
             chunk=max(1, NUMBERS_AT_ONCE // numbers),
         )
-        return transducer_loss(blank, label, frames, units)
+        return transducer_loss(blank, label, frames, units, self.monotonic)
 
     @torch.no_grad()
     def predict(self, x: Tensor, mask: Tensor) -> list[list[int]]:
@@ -127,7 +134,7 @@ class Transducer(nn.Module):
     ) -> list[list[tuple[list[int], float]]]:
         """The best texts of each item, at most ``beam``, best first, with their log-probabilities; see beam_search."""
         items = [frames[:length] for frames, length in zip(self(x, mask), lengths_of(mask).tolist(), strict=True)]
-        found = beam_search(self.logits, self.after, items, beam, self.max_symbols, score)
+        found = beam_search(self.logits, self.after, items, beam, self.max_symbols, score, self.monotonic)
         return [[(list(one.units), one.total) for one in texts] for texts in found]
 
     @torch.no_grad()
@@ -135,5 +142,5 @@ class Transducer(nn.Module):
         """``search`` in what ``forward`` made of each item (T, joint), with what a guide adds to texts."""
         items = [torch.from_numpy(item).to(self.linear.weight.device) for item in frames]
         score = UnitScore(guide) if guide else None
-        found = beam_search(self.logits, self.after, items, beam, self.max_symbols, score)
+        found = beam_search(self.logits, self.after, items, beam, self.max_symbols, score, self.monotonic)
         return [guided(((one.units, one.log_p) for one in texts), score) for texts in found]
