@@ -5,9 +5,11 @@ Fixed sections are dataclasses. Pluggable ones (``frontend``, ``backbone``, ``he
 that imports omegaconf, and only to read YAML and ``key=value`` overrides into plain data.
 """
 
+import copy
 import dataclasses
 import functools
 import math
+import operator
 import re
 import typing
 from dataclasses import dataclass, field
@@ -152,6 +154,7 @@ class Run:
     init_from: str | None = None  # a run folder, or the name of one beside this run's: fold k starts from its fold k
     init_skip: list[str] = field(default_factory=list)  # fnmatch patterns of weights that start afresh
     teacher: Teacher | None = None
+    student: list[dict[str, Any]] = field(default_factory=list)  # {key: value} that generation 1, 2, ... has otherwise
     dataset: Part = field(default_factory=lambda: {"name": "rows"})
     augment: list[Part] = field(default_factory=list)
     tta: list[Part] = field(default_factory=list)  # transforms; a prediction is a mean over the row and its changes
@@ -176,11 +179,9 @@ def read_config(path: str | Path, overrides: list[str] = ()) -> dict[str, Any]:
     try:
         plain = OmegaConf.to_container(found, resolve=False)
         for item in overrides:
-            _put(
-                plain,
-                item.partition("=")[0].split("."),
-                OmegaConf.to_container(OmegaConf.from_dotlist([item]), resolve=False),
-            )
+            keys = item.partition("=")[0].split(".")
+            change = OmegaConf.to_container(OmegaConf.from_dotlist([item]), resolve=False)
+            _put(plain, keys, functools.reduce(operator.getitem, keys, change))
     except Exception as error:
         given = f"override {' '.join(overrides)}: " if overrides else ""
         raise InputError(f"{path}: {given}{' '.join(str(error).split())}") from error
@@ -188,15 +189,29 @@ def read_config(path: str | Path, overrides: list[str] = ()) -> dict[str, Any]:
     return plain
 
 
-def _put(plain: dict[str, Any], path: list[str], change: dict[str, Any]) -> None:
+def changed_config(plain: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A copy of a plain config with other values, {dotted key: value}, each put as an override puts it.
+
+    Raises InputError when a key leads through something without keys.
+    """
+    plain = copy.deepcopy(plain)
+    try:
+        for key, value in changes.items():
+            _put(plain, key.split("."), value)
+    except ValueError as error:
+        raise InputError(f"config: student: {error}") from error
+    return plain
+
+
+def _put(plain: dict[str, Any], path: list[str], value: Any) -> None:
     """Take over one value of nested data. It takes the place of what was there, a section as much as a number:
     ``backbone={...}`` is the whole of it. Raises ValueError where the path leads through something without keys.
     """
     for depth, key in enumerate(path[:-1]):
-        plain, change = plain.setdefault(key, {}), change[key]
+        plain = plain.setdefault(key, {})
         if not isinstance(plain, dict):
             raise ValueError(f"{'.'.join(path[: depth + 1])} is {plain!r}, which has no keys; give it whole")
-    plain[path[-1]] = change[path[-1]]
+    plain[path[-1]] = value
 
 
 def read_keywords(items: list[str], example: str = "dim=128") -> dict[str, Any]:

@@ -50,6 +50,16 @@ def accuracy(predictions: Sequence, truth: Sequence) -> float:
 
 
 @metric(higher_is_better=True)
+def masked_accuracy(predictions: Sequence, truth: Sequence = ()) -> float:
+    """Share of masked frames whose code is guessed: predictions (T, 2) of each item, the guess and the code, -1 where
+    nothing was masked. There is no other truth: codes are made of the input.
+    """
+    pairs = np.concatenate([np.asarray(item, dtype=int).reshape(-1, 2) for item in predictions])
+    masked = pairs[pairs[:, 1] >= 0]
+    return float(np.mean(masked[:, 0] == masked[:, 1])) if len(masked) else float("nan")
+
+
+@metric(higher_is_better=True)
 def macro_f1(predictions: Sequence, truth: Sequence) -> float:
     """Mean over the classes present in predictions or truth of the F1 score; class -1 in the truth is not scored."""
     found, wanted = _classes(predictions, truth)

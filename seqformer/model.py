@@ -55,6 +55,7 @@ class SequenceModel(nn.Module):
         read = self._read(self.backbone(features.x, features.mask, features.bias, **keep), **keep)
         if targets is None:
             return {name: head(*read[name]) for name, head in self._lasting()}
+        targets = targets | (features.targets or {})
         losses = {name: head_loss(head, *read[name], targets, weight) for name, head in self.heads.items()}
         found = {"loss": sum(self.weights[name] * loss for name, loss in losses.items())} | losses
         for name, head in self.heads.items():
@@ -87,12 +88,13 @@ class SequenceModel(nn.Module):
     @torch.no_grad()
     def evaluate(self, batch) -> tuple[dict[str, list], Tensor | None]:
         """Predictions as ``predict`` gives them and, where the batch has targets, the total loss, in one pass."""
-        read = self._read_batch(batch)
-        found = {name: head.predict(*read[name], *_given(head, batch.targets)) for name, head in self._lasting()}
+        read, made = self._read_batch(batch)
+        targets = batch.targets | made
+        found = {name: head.predict(*read[name], *_given(head, targets)) for name, head in self._lasting()}
         if not batch.targets:
             return found, None
         losses = (
-            self.weights[name] * head_loss(head, *read[name], batch.targets, batch.weight)
+            self.weights[name] * head_loss(head, *read[name], targets, batch.weight)
             for name, head in self._lasting()
         )
         return found, sum(losses)
@@ -102,26 +104,31 @@ class SequenceModel(nn.Module):
         """log p(unit) in the frames of each item (T, vocab), of the head ``name``. Raises InputError if it has none."""
         if not hasattr(self.heads[name], "log_probs"):
             raise InputError(f"head {name} gives no probabilities of units; a beam search is for ctc and transducer")
-        return self.heads[name].log_probs(*self._read_batch(batch)[name])
+        read, _ = self._read_batch(batch)
+        return self.heads[name].log_probs(*read[name])
 
     @torch.no_grad()
     def heard(self, batch, name: str) -> list[Tensor]:
         """Of each item what a search over the texts of head ``name`` takes: ``log_probs``, or frames (T, joint)."""
         if not hasattr(self.heads[name], "search_frames"):
             return self.log_probs(batch, name)
-        x, mask = self._read_batch(batch)[name]
+        x, mask = self._read_batch(batch)[0][name]
         return [item[keep] for item, keep in zip(self.heads[name](x, mask), mask, strict=True)]
 
-    def _read_batch(self, batch) -> dict[str, tuple[Tensor, Tensor]]:
-        """Frames and their mask for each head, of a Batch; ``forward`` does the same a call nearer to attention."""
+    def _read_batch(self, batch) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
+        """Frames and their mask for each head, of a Batch, and targets that the frontend made.
+
+        ``forward`` does the same a call nearer to attention.
+        """
         features = self.frontend(batch.inputs, batch.mask)
         keep = self._wanted()
-        return self._read(self.backbone(features.x, features.mask, features.bias, **keep), **keep)
+        read = self._read(self.backbone(features.x, features.mask, features.bias, **keep), **keep)
+        return read, features.targets or {}
 
 
 def _given(head: nn.Module, targets: dict[str, Tensor]) -> tuple[Tensor, ...]:
     """What a head's ``predict`` is asked with beside frames: its targets, if it answers how likely they are."""
-    return (targets[head.target],) if targets and getattr(head, "given_targets", False) else ()
+    return (targets[head.target],) if getattr(head, "given_targets", False) and head.target in targets else ()
 
 
 def head_loss(

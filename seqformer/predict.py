@@ -111,7 +111,8 @@ def score(metric: dict[str, Any], predictions: list, truth: list) -> float:
 
 def truth_of(dataset, targets: Targets, column: str) -> list:
     """What the metric compares predictions of a dataset to, in its order."""
-    return [targets.encoders[column].truth(value) for value in dataset.columns[column]]
+    values = [None] * len(dataset.ids) if column in targets.made else dataset.columns[column]
+    return [targets.encoders[column].truth(value) for value in values]
 
 
 def main_head(head: dict[str, Any]) -> tuple[str, str]:
@@ -123,6 +124,13 @@ def main_head(head: dict[str, Any]) -> tuple[str, str]:
 def head_target(part: dict[str, Any]) -> str:
     """A head's ``target`` keyword, or the default of its class."""
     return part.get("target") or signature(lookup("head", part["name"])).parameters["target"].default
+
+
+def made_targets(frontend: Part) -> dict[str, int]:
+    """Targets that a frontend makes of its input, {name: how many classes}."""
+    kind = lookup("frontend", frontend["name"])
+    keywords = getattr(kind, "makes", {})
+    return {name: frontend.get(word, signature(kind).parameters[word].default) for name, word in keywords.items()}
 
 
 def build_model(config: Run, targets: Targets, folder: Path | None = None) -> SequenceModel:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seqformer.config import Run
+from seqformer.data.folds import folder_of
 from seqformer.data.manifest import as_text, read_manifest
 from seqformer.data.provenance import OWN, trained_on
 from seqformer.data.targets import Classes, Units
@@ -29,34 +30,57 @@ def label_rows(
     """
     import polars
 
-    rows, column = require_whole(run), column or main_head(run.config.head)[1]
+    column = column or main_head(run.config.head)[1]
     if column in table.columns and table[column].null_count() < table.height:
         raise InputError(f"the rows have a column {column!r} already; drop it, or name another: --column")
-    _refuse_seen(run, rows, table)
-    groups = _groups(run.config, rows, table)
     found, low, grouped = [], 0, 0
-    for folder in run.names:
-        name = folder.removeprefix("fold")
-        asked = table.filter(~groups[name]) if name in groups else table
+    for name, asked, proof in rows_to_label(run, table):
         grouped += table.height - asked.height
         if not asked.height:
             continue
-        labelled = _label_fold(run, folder, asked, column, tta)
+        labelled = _label_fold(run, name, asked, column, tta)
         if threshold and labelled["confidence"].null_count():
             raise InputError(f"--threshold is for probabilities of classes; the target {column!r} has none")
         kept = labelled.filter(labelled["confidence"].fill_null(1.0) >= threshold)
         low += labelled.height - kept.height
-        proof = trained_on(rows["id"], rows["fold"].to_numpy(), name)
-        found.append(kept.with_columns(labelled_fold=polars.lit(name), labelled_on=polars.lit(proof)))
+        found.append(with_provenance(run, name, kept, proof))
     if not sum(part.height for part in found):
         raise InputError(f"no label is left: {low} are below the threshold {threshold}, {grouped} of validated groups")
     return polars.concat(found), low, grouped
 
 
-def _label_fold(run: TrainedRun, folder: str, table: "polars.DataFrame", column: str, tta: bool) -> "polars.DataFrame":
-    """The rows with one fold's labels, confidence, weight, and ids of their own."""
+def rows_to_label(run: TrainedRun, table: "polars.DataFrame") -> "list[tuple[str, polars.DataFrame, str]]":
+    """For each finished fold: its name, those of the rows that it may label, and the proof of what it was trained on.
+
+    It may not label rows of a group that it is validated on. Raises InputError when it was trained on any of the rows.
+    """
+    rows = require_whole(run)
+    _refuse_seen(run, rows, table)
+    groups, found = _groups(run.config, rows, table), []
+    for name in (folder.removeprefix("fold") for folder in run.names):
+        asked = table.filter(~groups[name]) if name in groups else table
+        found.append((name, asked, trained_on(rows["id"], rows["fold"].to_numpy(), name)))
+    return found
+
+
+def with_provenance(run: TrainedRun, name: str, labelled: "polars.DataFrame", proof: str) -> "polars.DataFrame":
+    """Labelled rows with ids of their own, and what ``seqformer.data.provenance`` asks for."""
     import polars
 
+    return labelled.with_columns(
+        id=polars.col("id") + f"@{folder_of(name)}",
+        labelled_id=polars.col("id"),
+        labelled_by=polars.lit(f"{run.config.run}/{folder_of(name)}"),
+        labelled_fold=polars.lit(name),
+        labelled_on=polars.lit(proof),
+    )
+
+
+def _label_fold(run: TrainedRun, name: str, table: "polars.DataFrame", column: str, tta: bool) -> "polars.DataFrame":
+    """The rows with one fold's labels, confidence and weight."""
+    import polars
+
+    folder = folder_of(name)
     predictions = run.predict_fold(folder, table, tta)
     encoder = load_targets(run.folder / folder).encoders[main_head(run.config.head)[1]]
     labels = [_label(encoder, predictions[row_id]) for row_id in table["id"]]
@@ -64,11 +88,8 @@ def _label_fold(run: TrainedRun, folder: str, table: "polars.DataFrame", column:
     weight = polars.col("weight") if "weight" in table.columns else polars.lit(1.0)
     return table.with_columns(
         polars.Series(column, [label for label, _ in labels]),
-        id=polars.col("id") + f"@{folder}",
         weight=weight * confidence.fill_null(1.0),
         confidence=confidence,
-        labelled_id=polars.col("id"),
-        labelled_by=polars.lit(f"{run.config.run}/{folder}"),
     )
 
 

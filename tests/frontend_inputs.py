@@ -31,6 +31,10 @@ FRONTENDS = {
         dict(model="resnet18", stage=1, frontend={"name": "logmel"} | LOGMEL),
         dict(model="mobilenetv3_small_100", stage=1, channels=2),
     ],
+    "best_rq": [
+        dict(frontend={"name": "logmel"} | LOGMEL, start=0.1, span=5, stride=3, vocab=20, width=3),
+        dict(frontend=DENSE | {"normalize": "fold"}, start=0.2, span=2, stride=1, vocab=9),
+    ],
     "pair": [
         dict(frontend=DENSE, heads=2, channels=[3], kernel=3),
         dict(frontend={"name": "tokens"} | TOKENS, heads=2, blocks=3, tracks=2, kind="residual", channels=[3, 3])
@@ -48,6 +52,8 @@ def make_inputs(frontend, frames: int, rng: np.random.Generator) -> dict[str, np
     if kind == "Pair":
         shape = (frames, frames, frontend.tracks)
         return make_inputs(frontend.frontend, frames, rng) | {"pair": rng.uniform(size=shape).astype(np.float32)}
+    if kind == "BestRQ":
+        return make_inputs(frontend.frontend, frames, rng)
     if kind == "Tokens":
         x = np.stack([rng.integers(size, size=frames) for size in frontend.vocab], axis=1)
         return {"x": x, "values": rng.normal(size=(frames, frontend.values)).astype(np.float32)}

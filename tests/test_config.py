@@ -250,8 +250,8 @@ def test_a_section_left_out_differs_in_what_the_other_says():
     assert differing_keys(bare, bare | {"folds": {"use": 1}}) == []
     assert differing_keys(bare, bare | {"optim": {"lr": 1e-3}}) == ["optim.lr"]
     for key in FREE:
-        section, name = key.split(".")
-        assert name in {item.name for item in dataclasses.fields(SECTIONS[section])}
+        section, _, name = key.rpartition(".")
+        assert name in {item.name for item in dataclasses.fields(SECTIONS[section] if section else Run)}
 
 
 def test_auto_precision_is_fp32_on_a_cpu_and_bf16_on_a_gpu(monkeypatch):

@@ -115,10 +115,11 @@ class SequenceDataset:
         self.reader, self.targets, self.seed, self.augment = RowReader(table, rate), targets, seed, augment
         self.inputs = {name: _input_reader(table, name) for name in (*inputs, *pairs)}
         self.pairs = set(pairs)
-        for name in targets.encoders if targets else ():
+        learned = [name for name in targets.encoders if name not in targets.made] if targets else []
+        for name in learned:
             if name not in table.columns:
                 raise InputError(f"the rows have no column {name!r}; {nearest(name, table.columns)}")
-        self.columns = {name: table[name].to_list() for name in targets.encoders} if targets else {}
+        self.columns = {name: table[name].to_list() for name in learned}
         self.weight = table["weight"].to_numpy() if "weight" in table.columns else np.ones(table.height)
         self.mixer = self._mixer(table, list(mix)) if mix and training else None
 

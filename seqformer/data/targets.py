@@ -105,14 +105,41 @@ class Values:
         return {"kind": "values", "size": self.size, "axes": self.axes, "whole": self.whole}
 
 
+class Made:
+    """Codes that the model's own frontend makes of its input: no column holds them, and nothing else is compared."""
+
+    axes = ""
+
+    def __init__(self, size: int):
+        self.size = size
+
+    def encode(self, value: None) -> np.ndarray:
+        return np.asarray(0.0)  # the frontend's take its place
+
+    def truth(self, value: None) -> float:
+        return 0.0
+
+    def decode(self, prediction: np.ndarray) -> np.ndarray:
+        return prediction
+
+    def state(self) -> dict:
+        return {"kind": "made", "size": self.size}
+
+
 class Targets:
     """The target encoders of one fold, {column: encoder}, and a fingerprint of the rows they were fitted on."""
 
     def __init__(self, encoders: dict[str, Any], fitted_on: str):
         self.encoders, self.fitted_on = encoders, fitted_on
 
+    @property
+    def made(self) -> list[str]:
+        """Names of those that are no columns."""
+        return [name for name, encoder in self.encoders.items() if isinstance(encoder, Made)]
+
     def encode(self, values: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """Column values of a row -> (targets, their axes)."""
+        values = values | dict.fromkeys(self.made)
         encoded = {name: encoder.encode(values[name]) for name, encoder in self.encoders.items()}
         return encoded, {name: encoder.axes for name, encoder in self.encoders.items()}
 
@@ -138,14 +165,16 @@ class Targets:
             raise InputError(f"damaged targets: {error}") from error
 
 
-def _load_encoder(state: dict) -> Classes | Units | Values:
+def _load_encoder(state: dict) -> Classes | Units | Values | Made:
     if state["kind"] == "units":
         return Units(load_tokenizer(state["tokenizer"]))
     if state["kind"] == "classes":
         return Classes(state["classes"])
     if state["kind"] == "values":
         return Values(state["size"], state["axes"], state["whole"])
-    raise InputError(f"unknown kind of target {state['kind']!r}; known: classes, units, values")
+    if state["kind"] == "made":
+        return Made(state["size"])
+    raise InputError(f"unknown kind of target {state['kind']!r}; known: classes, made, units, values")
 
 
 def fit_targets(

@@ -9,11 +9,15 @@ from seqformer.registry import create, named
 
 
 class Features(NamedTuple):
-    """x (B, T, F), mask (B, T), and an optional bias of the attention logits: (B, H, T, T), or H for each block."""
+    """x (B, T, F), mask (B, T), and an optional bias of the attention logits: (B, H, T, T), or H for each block.
+
+    ``targets`` are those that a frontend makes of its input, for heads that no column of the manifest teaches.
+    """
 
     x: Tensor
     mask: Tensor
     bias: Tensor | None = None
+    targets: dict[str, Tensor] | None = None
 
 
 def inner_frontend(part: dict[str, Any]) -> nn.Module:

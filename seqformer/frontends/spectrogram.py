@@ -72,7 +72,7 @@ class SpectrogramCNN(nn.Module):
     def forward(self, inputs: dict[str, Tensor], mask: Tensor) -> Features:
         x = inputs["x"]
         if self.frontend is not None:
-            x, mask, bias = self.frontend(inputs, mask)
+            x, mask, bias, _ = self.frontend(inputs, mask)
             if bias is not None:
                 raise InputError(
                     "spectrogram_cnn: the frontend inside gives a bias of attention, at another frame rate"

@@ -48,6 +48,7 @@ FREE = (
     "train.strategy",
     "train.threads",
     "train.save_every",
+    "student",
 )
 
 

@@ -14,11 +14,11 @@ from seqformer.data.dataset import VALID, draw_seed
 from seqformer.data.provenance import join_rows
 from seqformer.data.sampler import frame_budget, padding_share, plan_batches
 from seqformer.data.sampling import RowSampler
-from seqformer.data.targets import Targets, Units, fit_targets
+from seqformer.data.targets import Made, Targets, Units, fit_targets
 from seqformer.data.text import unknown_symbols
 from seqformer.errors import InputError, first_few
 from seqformer.model import SequenceModel, head_parts
-from seqformer.predict import build_model, head_target, load_targets, make_dataset
+from seqformer.predict import build_model, head_target, load_targets, made_targets, make_dataset
 from seqformer.registry import lookup
 from seqformer.train.log import RunLog
 from seqformer.train.loop import FoldJob
@@ -81,9 +81,12 @@ def fold_targets(config: Run, folder: Path, own: "polars.DataFrame", table: "pol
         targets.require_fitted_on(own["id"])
         return targets
     heads = head_parts(config.head).values()
-    columns = list(dict.fromkeys(map(head_target, heads)))
+    made = made_targets(config.frontend)
+    columns = [name for name in dict.fromkeys(map(head_target, heads)) if name not in made]
     weights = list(dict.fromkeys(part["weights"] for part in heads if part.get("weights")))
-    return fit_targets(own, columns, asdict(config.text) if config.text else None, table, weights)
+    targets = fit_targets(own, columns, asdict(config.text) if config.text else None, table, weights)
+    used = made.keys() & set(map(head_target, heads))
+    return Targets({name: Made(made[name]) for name in sorted(used)} | targets.encoders, targets.fitted_on)
 
 
 def fit_frontend(model: SequenceModel, data: Any, rows: int | None) -> None:

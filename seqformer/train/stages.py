@@ -72,7 +72,7 @@ def start_from(model: SequenceModel, targets: Targets, earlier: EarlierFold, ski
     """
     ours, theirs = model.state_dict(), load_weights(earlier.checkpoint)
     for pattern in skip:
-        if not any(fnmatchcase(key, pattern) for key in ours):
+        if not any(fnmatchcase(key, pattern) for key in (*ours, *theirs)):
             raise InputError(f"init_skip: no weight of the model matches {pattern!r}; {nearest(pattern, model.heads)}")
     ours, theirs = (_without(weights, skip) for weights in (ours, theirs))
     faults = [f"{key} (not there)" for key in ours if key not in theirs]
