@@ -94,8 +94,7 @@ class SequenceModel(nn.Module):
         if not batch.targets:
             return found, None
         losses = (
-            self.weights[name] * head_loss(head, *read[name], targets, batch.weight)
-            for name, head in self._lasting()
+            self.weights[name] * head_loss(head, *read[name], targets, batch.weight) for name, head in self._lasting()
         )
         return found, sum(losses)
 
