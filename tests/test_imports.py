@@ -72,6 +72,7 @@ RULES = {
     "tune_lm": PREDICT | {"predict", "oof", "lm"},
     "cli_lm": {"cli", "decode", "lm", "tune_lm", "train.log", "errors"},
     "download": {"errors"},
+    "cli_shards": {"data"},
     "cli_download": {"download", "train.log", "errors"},
     "ensemble": PREDICT | {"predict"},
     "pseudo": PREDICT | {"predict", "oof"},
