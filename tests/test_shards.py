@@ -10,9 +10,11 @@ import numpy as np
 import polars
 import pytest
 import soundfile
+from conftest import TINY, change
 
 from seqformer import InputError, RowReader, SequenceDataset, read_manifest, write_manifest
 from seqformer.augment.compose import Augment
+from seqformer.config import write_config
 from seqformer.data.loader import load_batches
 from seqformer.data.provenance import pseudo_rows, trained_on
 from seqformer.data.shards import index_shards
@@ -120,6 +122,25 @@ def test_two_rows_of_one_archive_are_not_the_same_recording(corpus):
         else:
             with pytest.raises(InputError, match=fault):
                 pseudo_rows([("m", label)], table, folds, "0", "text")
+
+
+def test_a_run_on_archives_is_that_on_files_bit_for_bit(corpus, program, tmp_path):
+    """Trained through the program, in rooms and with recorded noise, at the rate that the frontend asks for."""
+    (tmp_path / "noise").mkdir()
+    (tmp_path / "noise" / "hum.wav").write_bytes(audio(50, "wav"))
+    noisy = [{"name": "reverb", "p": 0.7}, {"name": "noise", "folder": str(tmp_path / "noise"), "p": 0.7}]
+    found = []
+    for path in corpus:
+        manifest = tmp_path / path.name
+        table = read_manifest(path).with_columns(half=polars.Series(np.arange(12) % 2))
+        write_manifest(table.with_columns(text=polars.lit("ab")), manifest)
+        plain = change(TINY, data__manifest=str(manifest), run=path.stem, augment=noisy, train__epochs=1)
+        (tmp_path / "config.yaml").write_text(write_config(plain))
+        code, _, error = program("train", tmp_path / "config.yaml", "--root", tmp_path)
+        assert code == 0, error
+        run = tmp_path / path.stem
+        found.append(((run / "fold0/last/model.safetensors").read_bytes(), polars.read_parquet(run / "oof.parquet")))
+    assert found[0][0] == found[1][0] and found[0][1].equals(found[1][1]) and found[0][1].height == 6
 
 
 def test_the_command_and_validation(corpus, program, tmp_path):
