@@ -23,6 +23,7 @@ from seqformer.cli_lm import (
     make_decoder,
 )
 from seqformer.cli_lm import app as lm_app
+from seqformer.cli_shards import index_tar
 from seqformer.cli_student import student
 from seqformer.cli_transcribe import transcribe
 from seqformer.errors import InputError, nearest
@@ -30,6 +31,7 @@ from seqformer.errors import InputError, nearest
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(lm_app, name="lm")
 app.command()(download)
+app.command()(index_tar)
 app.command()(student)
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or the file of a blend.")]
 Where = Annotated[list[str] | None, typer.Option(help="Keep rows by column=value.")]

@@ -80,6 +80,7 @@ RULES = {
     "cli_student": {"cli", "cli_lm", "config", "decode", "student", "errors"},
     "cli_transcribe": {"cli", "cli_lm", "transcribe", "errors"},
     "download": {"errors"},
+    "cli_shards": {"data"},
     "cli_download": {"download", "train.log", "errors"},
     "ensemble": PREDICT | {"predict"},
     "pseudo": PREDICT | {"predict", "oof"},

@@ -5,6 +5,7 @@ longer fits. So every file is held against its own structure first, and what was
 Not found out: an MP3 cut between two frames, which states no length of its own.
 """
 
+import io
 import math
 import os
 import struct
@@ -13,22 +14,24 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
 from seqformer.errors import InputError
 
 MOST_SAMPLES = 2**32  # a FLAC written to a pipe has no length, and libsndfile then states 2**63 - 1
+Span = tuple[int, int]  # where a file lies in another: its first byte, and how many
 UNKNOWN_SIZE = 0x7FFF_F000  # a WAV written to a pipe states this many bytes or more, because nobody knew the length
 
 
-def read_audio(path: str | Path, rate: int | None = None) -> tuple[np.ndarray, int]:
+def read_audio(path: str | Path, rate: int | None = None, span: Span | None = None) -> tuple[np.ndarray, int]:
     """Samples (N,) float32 in [-1, 1] and their rate in Hz; channels are averaged, the rate converted to ``rate``.
 
-    Reads what libsndfile reads: FLAC, WAV, Opus, OGG, MP3. Raises InputError naming the file when it is missing, empty,
-    cut short or damaged.
+    Reads what libsndfile reads: FLAC, WAV, Opus, OGG, MP3; with ``span``, that part of a file, such as a member of a
+    tar archive. Raises InputError naming the file when it is missing, empty, cut short or damaged.
     """
-    samples, found = _decode(Path(path), "float32")
+    samples, found = _decode(Path(path), "float32", span)
     mono = samples if samples.ndim == 1 else samples.mean(axis=1)
     return (mono, found) if rate is None else (resample(mono, found, rate), rate)
 
@@ -85,9 +88,9 @@ def read_pcm_files(paths: Iterable[Path], rate: int | None = None) -> Iterator[t
             yield pending.popleft().result()
 
 
-def audio_facts(path: str | Path) -> dict[str, int]:
+def audio_facts(path: str | Path, span: Span | None = None) -> dict[str, int]:
     """``frames`` (samples) and ``rate`` (Hz) of an audio file. Raises InputError as ``read_audio`` does."""
-    with _opened(Path(path)) as file:
+    with _opened(Path(path), span) as file:
         return {"frames": file.frames, "rate": file.samplerate}
 
 
@@ -133,9 +136,9 @@ def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
     return resample_poly(samples, *resampling(rate, wanted)).astype(np.float32)
 
 
-def _decode(path: Path, dtype: str) -> tuple[np.ndarray, int]:
+def _decode(path: Path, dtype: str, span: Span | None = None) -> tuple[np.ndarray, int]:
     """All samples (N,) or (N, channels) and their rate in Hz; float32 for a file of floats, whatever is asked."""
-    with _opened(path) as file:
+    with _opened(path, span) as file:
         # libsndfile does not scale float samples in [-1, 1] when asked for integers: nearly all would become 0
         samples = file.read(dtype="float32" if file.subtype in ("FLOAT", "DOUBLE") else dtype)
         if len(samples) != file.frames:
@@ -146,45 +149,60 @@ def _decode(path: Path, dtype: str) -> tuple[np.ndarray, int]:
 
 
 @contextmanager
-def _opened(path: Path):
+def _opened(path: Path, span: Span | None = None):
     """The open SoundFile of a file that is whole; what goes wrong with it becomes an InputError that names it."""
     import soundfile
 
+    place = path if span is None else f"{path} at byte {span[0]}"
     if not path.is_file():
         raise InputError(f"no audio file at {path}")
     try:
-        if not path.stat().st_size:
-            raise InputError(f"{path}: the file has 0 bytes")
-        if _is_cut_short(path):
-            raise InputError(f"{path}: the file is cut short")
-        with soundfile.SoundFile(path) as file:
-            # AIFF, AU, RF64, W64: libsndfile's own log says so, and it is all that does
-            if file.format not in ("WAV", "WAVEX") and "(should be" in file.extra_info:
-                raise InputError(f"{path}: the file is cut short")
-            if file.frames > MOST_SAMPLES:
-                raise InputError(f"{path}: the file does not state its length; encode it again")
-            if not file.frames:
-                raise InputError(f"{path}: the file has no samples")
-            yield file
+        with open(path, "rb") as file:
+            content = file if span is None else _part(file, *span)
+            if not _size(content):
+                raise InputError(f"{place}: the file has 0 bytes")
+            if _is_cut_short(content):
+                raise InputError(f"{place}: the file is cut short")
+            content.seek(0)
+            with soundfile.SoundFile(path if span is None else content) as opened:
+                # AIFF, AU, RF64, W64: libsndfile's own log says so, and it is all that does
+                if opened.format not in ("WAV", "WAVEX") and "(should be" in opened.extra_info:
+                    raise InputError(f"{place}: the file is cut short")
+                if opened.frames > MOST_SAMPLES:
+                    raise InputError(f"{place}: the file does not state its length; encode it again")
+                if not opened.frames:
+                    raise InputError(f"{place}: the file has no samples")
+                yield opened
     except (OSError, soundfile.SoundFileError, TypeError, MemoryError) as error:  # TypeError: a headerless .raw
         reason = getattr(error, "error_string", str(error)).rstrip(".")
-        raise InputError(f"{path}: {reason or 'damaged'}") from error
+        raise InputError(f"{place}: {reason or 'damaged'}") from error
 
 
-def _is_cut_short(path: Path) -> bool:
+def _part(file: BinaryIO, start: int, size: int) -> BinaryIO:
+    """Some bytes of a file as one of their own; fewer, where it ends before."""
+    file.seek(start)
+    return io.BytesIO(file.read(size))
+
+
+def _size(content: BinaryIO) -> int:
+    return content.seek(0, os.SEEK_END)
+
+
+def _is_cut_short(content: BinaryIO) -> bool:
     """Whether a WAV or Ogg file ends before its own structure says; for FLAC libsndfile raises by itself."""
-    with open(path, "rb") as file:
-        start = file.read(12)
-        if start[:4] in (b"RIFF", b"RIFX") and start[8:] == b"WAVE":
-            while len(head := file.read(8)) == 8:
-                name, size = struct.unpack("<4sI" if start[:4] == b"RIFF" else ">4sI", head)
-                if name == b"data":
-                    return size < UNKNOWN_SIZE and file.tell() + size > path.stat().st_size
-                file.seek(size + size % 2, os.SEEK_CUR)
-            return True
-        if start[:4] != b"OggS":
-            return False
-        pages = start + file.read()
+    size = _size(content)
+    content.seek(0)
+    start = content.read(12)
+    if start[:4] in (b"RIFF", b"RIFX") and start[8:] == b"WAVE":
+        while len(head := content.read(8)) == 8:
+            name, length = struct.unpack("<4sI" if start[:4] == b"RIFF" else ">4sI", head)
+            if name == b"data":
+                return length < UNKNOWN_SIZE and content.tell() + length > size
+            content.seek(length + length % 2, os.SEEK_CUR)
+        return True
+    if start[:4] != b"OggS":
+        return False
+    pages = start + content.read()
     position, last_flag = 0, 0
     while pages[position : position + 4] == b"OggS" and position + 27 <= len(pages):
         segments = pages[position + 27 : position + 27 + pages[position + 26]]

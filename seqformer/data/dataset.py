@@ -27,15 +27,17 @@ VALID = -1
 class RowReader:
     """Read the arrays of manifest rows: ``reader[index] -> (T, ...)``.
 
-    Audio, from a file or an int16 store, becomes float32 samples at ``rate`` Hz; other stores are read as they are
-    (so a store of token numbers is not int16). Raises InputError naming row and file when one cannot be read or differs
-    from the manifest, and at once when ``rate`` is wanted of a manifest without rates.
+    Audio, from a file, from a part of one (``offset``, ``bytes``) or from an int16 store, becomes float32 samples at
+    ``rate`` Hz; other stores are read as they are (so a store of token numbers is not int16). Raises InputError naming
+    row and file when one cannot be read or differs from the manifest, and at once when ``rate`` is wanted of a manifest
+    without rates.
     """
 
     def __init__(self, table: "polars.DataFrame", rate: int | None = None):
         # numpy columns, not Python objects: workers share their pages instead of copying them at every count.
         self.ids, self.paths = table["id"].to_numpy().astype(str), table["path"].to_numpy().astype(str)
         self.rows = _whole(table, "row")  # -1 where the path is an audio file
+        self.offsets, self.sizes = _whole(table, "offset"), _whole(table, "bytes")  # -1 where it is one of its own
         self.rates = _whole(table, "rate") if "rate" in table.columns else None
         self.stored_frames, self.rate = _whole(table, "frames"), rate
         if rate is not None and self.rates is None:
@@ -64,7 +66,8 @@ class RowReader:
         """The stored array, and its rate in Hz where it is audio."""
         rate = None if self.rates is None else int(self.rates[index])
         if self.rows[index] < 0:
-            array, found = read_audio(path)
+            span = (int(self.offsets[index]), int(self.sizes[index])) if self.offsets[index] >= 0 else None
+            array, found = read_audio(path, span=span)
             if rate not in (None, found):
                 raise InputError(f"{path} has {found} samples a second, the manifest says {rate}")
             rate = found

@@ -5,6 +5,7 @@
 | ``id`` | text | unique name of the row, in every prediction file and every error message |
 | ``path`` | text | an audio file, or a store folder when ``row`` is set; absolute or relative to this table's folder |
 | ``row`` | integer >= 0, optional | row of the store at ``path``; empty where ``path`` is an audio file |
+| ``offset``, ``bytes`` | integers, optional | where an audio file lies in the file at ``path``, such as a tar archive |
 | ``frames`` | integer > 0 | length of the time axis as stored: samples for audio, frames for features |
 | ``rate`` | integer > 0, optional | frames per second of the stored array (Hz) |
 | ``weight`` | number >= 0, optional | weight of the row in the loss |
@@ -28,7 +29,13 @@ if TYPE_CHECKING:
     import polars
 
 REQUIRED = {"id": "text", "path": "text", "frames": "whole numbers"}
-OPTIONAL = {"row": "whole numbers", "rate": "whole numbers", "weight": "numbers"}
+OPTIONAL = {
+    "row": "whole numbers",
+    "offset": "whole numbers",
+    "bytes": "whole numbers",
+    "rate": "whole numbers",
+    "weight": "numbers",
+}
 
 
 def write_manifest(rows: "list[dict] | polars.DataFrame", path: str | Path) -> None:
@@ -140,6 +147,8 @@ def check_manifest(table: "polars.DataFrame", path: str | Path) -> None:
         raise InputError(f"{path}: duplicate id {first_few(_named(twice.unique('id', maintain_order=True)))}")
     tests = {"frames": (col("frames") <= 0, "positive"), "rate": (col("rate") <= 0, "positive")}
     tests["row"] = (col("row") < 0, "0 or more, or empty for an audio file")
+    tests["offset"] = (col("offset") < 0, "0 or more, or empty where path is no archive")
+    tests["bytes"] = (col("bytes") <= 0, "positive, or empty where path is no archive")
     tests["weight"] = ((col("weight") < 0) | ~col("weight").cast(float).is_finite(), "a number, 0 or more")
     for column, (fault, wanted) in tests.items():
         bad = table.filter(fault) if column in table.columns else table.head(0)
@@ -150,7 +159,7 @@ def check_manifest(table: "polars.DataFrame", path: str | Path) -> None:
 
 
 def _check_columns(table: "polars.DataFrame", path: str | Path) -> None:
-    """Raise InputError when a column is missing, has another type or is empty in a row (``row`` may be)."""
+    """Raise InputError when a column is missing, has another type or is empty in a row that needs it."""
     import polars
 
     whole, number = polars.datatypes.group.INTEGER_DTYPES, polars.datatypes.group.NUMERIC_DTYPES
@@ -168,7 +177,7 @@ def _check_columns(table: "polars.DataFrame", path: str | Path) -> None:
         if values.dtype not in {*allowed[kind], polars.Null}:
             raise InputError(f"{path}: column {column!r} holds {values.dtype}; expected {kind}")
         empty = values.is_null() | (values == "" if values.dtype == polars.String else False)
-        if empty.any() and column != "row":
+        if empty.any() and column not in ("row", "offset", "bytes"):
             named = _named(table.filter(empty)) if column not in ("id", "path") else empty.arg_true().to_list()
             raise InputError(f"{path}: column {column!r} is empty in row {first_few(named)}")
 
@@ -194,6 +203,24 @@ def _check_files(table: "polars.DataFrame", path: Path) -> None:
         raise InputError(f"{path}: {len(faults)} files of {rows.height} rows cannot be read: {first_few(named)}")
     for rows in table.filter("_stored").partition_by("path", maintain_order=True):
         _check_store(rows, Store(folder / rows["path"][0]), path)
+    if "offset" in table.columns or "bytes" in table.columns:
+        _check_spans(table, folder, path)
+
+
+def _check_spans(table: "polars.DataFrame", folder: Path, path: Path) -> None:
+    """Raise InputError unless each offset comes with bytes, in an audio row, and ends within its file."""
+    from polars import col
+
+    if not {"offset", "bytes"} <= set(table.columns):
+        raise InputError(f"{path}: columns 'offset' and 'bytes' go together; one of them is missing")
+    half = (col("offset").is_null() != col("bytes").is_null()) | (col("offset").is_not_null() & col("_stored"))
+    if (bad := table.filter(half)).height:
+        raise InputError(f"{path}: offset and bytes go together, and not with row: {first_few(_named(bad))}")
+    ends = table.group_by("path", maintain_order=True).agg(end=(col("offset") + col("bytes")).max()).drop_nulls("end")
+    for place, end in ends.iter_rows():
+        if end > (size := (folder / place).stat().st_size):
+            beyond = table.filter((col("path") == place) & (col("offset") + col("bytes") > size))
+            raise InputError(f"{path}: {place} has {size} bytes, but {first_few(_named(beyond))} would end beyond them")
 
 
 def _file_fault(place: Path, stored: bool) -> str:

@@ -119,8 +119,9 @@ def _refuse_validated(
     import polars
 
     def read(frame: "polars.DataFrame") -> "polars.Series":
-        row = polars.col("row") if "row" in frame.columns else polars.lit(None)
-        return frame.select(polars.col("path") + "#" + row.cast(polars.String).fill_null(""))["path"]
+        parts = [polars.col(name) if name in frame.columns else polars.lit(None) for name in ("row", "offset")]
+        named = [part.cast(polars.String).fill_null("") for part in parts]
+        return frame.select(polars.concat_str([polars.col("path"), *named], separator="#").alias("read"))["read"]
 
     same = {
         "are": rows["labelled_id"].is_in(held_out["id"].implode()) | rows["id"].is_in(held_out["id"].implode()),

@@ -16,9 +16,13 @@ def plan_batches(
     """Row numbers of each batch of an epoch; padded batch size (longest x items) stays within ``budget`` frames.
 
     With a seed, rows of about the same length meet in random company and batches come in random order, both pure
-    functions of (seed, epoch); without one, batches run from long to short (validation: the largest first). The number
-    of batches is a multiple of ``world``, so that processes stay in step; the last ones are repeated for that.
-    A row longer than the budget is a batch of its own.
+    functions of (seed, epoch); without one, batches run from long to short (validation: the largest first). A row
+    longer than the budget is a batch of its own.
+
+    ``world`` processes stay in step: they take one batch each at a time, ``batches[rank::world]``, as many as the
+    others. The rows of one such step are dealt out one by one from long to short, so that its batches have as many
+    items of the same lengths, and no process waits for another. Each row is in one batch; only where there are too few
+    rows for the steps that the budget asks for, the last step's batches are repeated.
     """
     if not len(frames):
         raise InputError("no rows to make batches of")
@@ -29,24 +33,31 @@ def plan_batches(
         rng = np.random.default_rng([*seed, epoch])
         # 6 % of noise on the length: it costs about 3 % of padding, and company changes with every epoch.
         order = np.argsort(-frames * rng.uniform(0.97, 1.03, len(frames)), kind="stable")
-    batches = _cut(order, frames, budget, max_items)
+    steps = _cut(order, frames[order], budget, max_items, world)
     if seed is not None:
-        rng.shuffle(batches)
-    while len(batches) % world:
-        batches.append(batches[len(batches) % world - 1])
-    return batches
+        rng.shuffle(steps)
+    return [batch for step in steps for batch in _dealt(step, world)]
 
 
-def _cut(order: np.ndarray, frames: np.ndarray, budget: int, max_items: int) -> list[np.ndarray]:
-    batches, start, longest = [], 0, 0
-    for end, row in enumerate(order):
-        longest_with = max(longest, int(frames[row]))
-        if end > start and (longest_with * (end + 1 - start) > budget or end - start == max_items):
-            batches.append(order[start:end])
-            start, longest_with = end, int(frames[row])
-        longest = longest_with
-    batches.append(order[start:])
-    return batches
+def _cut(order: np.ndarray, frames: np.ndarray, budget: int, max_items: int, world: int) -> list[np.ndarray]:
+    """Rows in ``order``, of ``frames`` each, cut into steps: as many items in each batch as the budget allows."""
+    starts, items = [], np.arange(1, max_items + 1)
+    end = 0
+    while end < len(order):
+        starts.append(end)
+        longest = np.maximum.accumulate(frames[end : end + world * max_items])
+        last = np.minimum(world * items, len(longest)) - 1
+        end += min(world * max(1, int((longest[last] * items <= budget).sum())), len(longest))
+    # What is left for the last step may be less than a row for each process: it takes some of the step before, which
+    # then takes some of its own, down to one row for each. Fewer rows in a batch are never above the budget.
+    fewest = len(order) - world * np.arange(len(starts), 0, -1)
+    return np.split(order, (np.minimum(starts, fewest) if fewest[0] >= 0 else np.array(starts))[1:])
+
+
+def _dealt(step: np.ndarray, world: int) -> list[np.ndarray]:
+    """The batches of the processes in one step."""
+    shares = [step[rank::world] for rank in range(min(world, len(step)))]
+    return [shares[rank % len(shares)] for rank in range(world)]
 
 
 def padding_share(frames: np.ndarray, batches: list[np.ndarray]) -> float:

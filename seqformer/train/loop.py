@@ -330,7 +330,7 @@ class FoldTrainer:
             self.scaler.load_state_dict(state["scaler"])
         for key in asdict(self.at):
             setattr(self.at, key, state[key])
-        # Another number of processes: the same share of the epoch is done, to within a step.
+        # Another number of processes: the same share of the epoch is done, to within a step, but not of the same rows.
         self.at.batch = self.at.batch * state["world"] // self.fabric.world_size
         self.job.log.say(f"fold {self.job.name}: resumed at epoch {self.at.epoch}, step {self.at.step}")
 
