@@ -16,6 +16,8 @@ from seqformer.registry import check_type, create, lookup, named, names
 
 OF_THE_MODEL = ("weight", "at", "train_only")  # keywords of a head's entry that are not the head's own
 
+TRANSCRIBERS = "that takes audio features, a head ctc or transducer, and a tokenizer"
+
 
 class SequenceModel(nn.Module):
     """``model(inputs, mask)`` -> {head: logits}; with ``targets`` and ``weight`` -> {"loss": ..., head: its loss}.
@@ -100,9 +102,24 @@ class SequenceModel(nn.Module):
     @torch.no_grad()
     def log_probs(self, batch, name: str) -> list[Tensor]:
         """log p(unit) in the frames of each item (T, vocab), of the head ``name``. Raises InputError if it has none."""
+        self.check_log_probs(name)
+        return self.heads[name].log_probs(*self._read_batch(batch)[name])
+
+    def check_log_probs(self, name: str) -> None:
+        """Raise InputError unless the head ``name`` gives log-probabilities of units in frames."""
         if not hasattr(self.heads[name], "log_probs"):
             raise InputError(f"head {name} gives no probabilities of units in frames; a beam search is for ctc")
-        return self.heads[name].log_probs(*self._read_batch(batch)[name])
+
+    @torch.no_grad()
+    def outputs(self, batch, name: str) -> list[Tensor]:
+        """What the ``forward`` of the head ``name`` gives of each item's frames (T, K): what its ``reader`` takes."""
+        x, mask = self._read_batch(batch)[name]
+        return [item[keep] for item, keep in zip(self.heads[name](x, mask), mask, strict=True)]
+
+    @property
+    def text_head(self) -> str | None:
+        """The first head that reads recordings of any length, frame by frame: ctc or transducer."""
+        return next((name for name, head in self.heads.items() if hasattr(head, "reader")), None)
 
     def _read_batch(self, batch) -> dict[str, tuple[Tensor, Tensor]]:
         """Frames and their mask for each head, of a Batch; ``forward`` does the same a call nearer to attention."""

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from seqformer.decode.transducer import BLANK, Score, beam_search, greedy
+from seqformer.decode.transducer import BLANK, GreedyReader, Score, beam_search, greedy
 from seqformer.nn.mask import lengths_of, zero_padding
 from seqformer.nn.predictor import LSTMPredictor, StatelessPredictor
 from seqformer.nn.transducer_loss import lattice_entries, transducer_loss
@@ -89,6 +89,10 @@ class Transducer(nn.Module):
     def predict(self, x: Tensor, mask: Tensor) -> list[list[int]]:
         """Greedy decoding, all items at once."""
         return greedy(self.logits, self.after, self(x, mask), lengths_of(mask), self.max_symbols)
+
+    def reader(self) -> GreedyReader:
+        """Greedy decoding of one recording, pushed to it piece by piece as ``forward`` gives it."""
+        return GreedyReader(self.logits, self.after, self.max_symbols)
 
     @torch.no_grad()
     def search(
