@@ -27,6 +27,8 @@ def transcribe(
     overlap: Annotated[float | None, typer.Option(help="Seconds that neighbouring windows share [5].")] = None,
     srt: Annotated[Path | None, typer.Option(help="Write subtitles of the file as SubRip.")] = None,
     vtt: Annotated[Path | None, typer.Option(help="Write subtitles of the file as WebVTT.")] = None,
+    ctm: Annotated[Path | None, typer.Option(help="Write words, their times and confidences, as NIST CTM.")] = None,
+    textgrid: Annotated[Path | None, typer.Option(help="Write words and their times for Praat.")] = None,
     stream: Annotated[bool, typer.Option(help="Read standard input as it comes: 16-bit PCM or WAV.")] = False,
     lm: Lm = None,
     beam: Beam = None,
@@ -38,22 +40,25 @@ def transcribe(
     rescore_weight: RescoreWeight = None,
     rescore_bonus: RescoreBonus = None,
 ) -> None:
-    """Print the text of audio files, one line each."""
+    """Print the text of audio files, one line each, or of audio as it comes."""
     from seqformer.cli import open_run
-    from seqformer.transcribe import transcribe_files, transcribe_stream
+    from seqformer.transcribe import Reading, transcribe_files, transcribe_stream
 
     if stream == bool(files):
         raise InputError("transcribe reads files, or standard input with --stream: name one of them")
-    decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus)
-    of_files = {"--window": window, "--overlap": overlap, "--srt": srt, "--vtt": vtt, "--lm, --beam, --hot": decoder}
-    wrong = [name for name, value in of_files.items() if value is not None]
+    given = {"--window": window, "--overlap": overlap, "--srt": srt, "--vtt": vtt, "--ctm": ctm}
+    given |= {"--textgrid": textgrid, "--lm": lm, "--beam": beam, "--hot": hot, "--rescore": rescore}
+    wrong = [name for name, value in given.items() if value is not None]
     if stream and wrong:
-        raise InputError(f"--stream prints what it hears at once, greedily; it does not go with {wrong[0]}")
+        raise InputError(f"--stream prints what it hears at once, unit by unit; it does not go with {wrong[0]}")
+    decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus)
+    reading = Reading(window, 5.0 if overlap is None else overlap, decoder)
     run = open_run(Path(model)) if (Path(model) / "folds.parquet").is_file() else None
     if run is not None and not run.transcribes:
         raise InputError(f"{model} turns no audio into text: its frontend or its head is for something else")
     if stream:
         return transcribe_stream(run, model)
-    found = transcribe_files(run, model, files, decoder, window, 5.0 if overlap is None else overlap, srt, vtt)
-    for path in files:
-        typer.echo(found[str(path)] if len(files) == 1 else f"{path}\t{found[str(path)]}")
+    out = {"srt": srt, "vtt": vtt, "ctm": ctm, "textgrid": textgrid}
+    chosen = {kind: path for kind, path in out.items() if path is not None}
+    for path, text in transcribe_files(run, model, files, reading, chosen):
+        typer.echo(text if len(files) == 1 else f"{path}\t{text}")

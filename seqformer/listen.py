@@ -23,7 +23,7 @@ def listen(
 
     A line ends with a pause or the audio. ``source`` is a WAV file or else mono samples at the model's rate, both
     16-bit, little-endian. Raises InputError, after the last line, when the audio breaks off in the middle of a sample
-    or before its header says, and before the first when the model or the header is of another kind.
+    or before its header says, and before the first when there is none, or the model or the header is of another kind.
     """
     stream = Stream(model)
     pause, begun, shown, wrong = PAUSE_S / stream.frame_s, 0, "", None
@@ -39,9 +39,10 @@ def listen(
                 begun, shown = len(stream.spans), ""
             elif text() != shown:
                 partial(shown := text())
-    except InputError as error:
+    except (InputError, KeyboardInterrupt) as error:
         wrong = error
-    stream.finish()
+    if not isinstance(wrong, KeyboardInterrupt):  # which may have come in the middle of a step
+        stream.finish()
     if line := text():
         final(line)
     if wrong is not None:
@@ -66,6 +67,8 @@ def read_stream(source: io.BufferedIOBase, rate: int) -> Iterator[np.ndarray]:
             break
         seen, rest = seen + len(more), rest + more
     seconds = seen // width / rate
+    if not seen:
+        raise InputError("standard input holds no audio")
     if size is not None and seen < size:
         raise InputError(f"the audio breaks off after {seconds:.2f} s of {size // width / rate:.2f} s")
     if rest:

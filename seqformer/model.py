@@ -16,6 +16,8 @@ from seqformer.registry import check_type, create, lookup, named, names
 
 OF_THE_MODEL = ("weight", "at", "train_only")  # keywords of a head's entry that are not the head's own
 
+TRANSCRIBERS = "that takes audio features, a head ctc or transducer, and a tokenizer"
+
 
 class SequenceModel(nn.Module):
     """``model(inputs, mask)`` -> {head: logits}; with ``targets`` and ``weight`` -> {"loss": ..., head: its loss}.
@@ -101,18 +103,31 @@ class SequenceModel(nn.Module):
     @torch.no_grad()
     def log_probs(self, batch, name: str) -> list[Tensor]:
         """log p(unit) in the frames of each item (T, vocab), of the head ``name``. Raises InputError if it has none."""
+        self.check_log_probs(name)
+        return self.heads[name].log_probs(*self._read_batch(batch)[0][name])
+
+    def check_log_probs(self, name: str) -> None:
+        """Raise InputError unless the head ``name`` gives log-probabilities of units in frames."""
         if not hasattr(self.heads[name], "log_probs"):
             raise InputError(f"head {name} gives no probabilities of units; a beam search is for ctc and transducer")
-        read, _ = self._read_batch(batch)
-        return self.heads[name].log_probs(*read[name])
+
+    @torch.no_grad()
+    def outputs(self, batch, name: str) -> list[Tensor]:
+        """What the ``forward`` of the head ``name`` gives of each item's frames (T, K): what its ``reader`` takes."""
+        x, mask = self._read_batch(batch)[0][name]
+        return [item[keep] for item, keep in zip(self.heads[name](x, mask), mask, strict=True)]
+
+    @property
+    def text_head(self) -> str | None:
+        """The first head that reads recordings of any length, frame by frame: ctc or transducer."""
+        return next((name for name, head in self.heads.items() if hasattr(head, "reader")), None)
 
     @torch.no_grad()
     def heard(self, batch, name: str) -> list[Tensor]:
         """Of each item what a search over the texts of head ``name`` takes: ``log_probs``, or frames (T, joint)."""
         if not hasattr(self.heads[name], "search_frames"):
             return self.log_probs(batch, name)
-        x, mask = self._read_batch(batch)[0][name]
-        return [item[keep] for item, keep in zip(self.heads[name](x, mask), mask, strict=True)]
+        return self.outputs(batch, name)
 
     def _read_batch(self, batch) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
         """Frames and their mask for each head, of a Batch, and targets that the frontend made.

@@ -25,8 +25,7 @@ from seqformer.data.folder import replace_folder
 from seqformer.data.text import BPE, Pieces, Tokenizer, load_tokenizer
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.errors import InputError
-from seqformer.heads.ctc import CTC
-from seqformer.model import SequenceModel, build_part, create_backbone, create_model
+from seqformer.model import TRANSCRIBERS, SequenceModel, build_part, create_backbone, create_model
 from seqformer.published.archive import Published, plain_json, read_folder, read_nemo
 from seqformer.published.features import logmel_of_nemo, logmel_of_parakeet
 from seqformer.published.weights import encoder_config, fit_weights, import_backbone
@@ -58,23 +57,23 @@ def load_pretrained(source: str | Path, strict: bool = True) -> SequenceModel:
 
 
 def transcribe_files(model: SequenceModel, files: list[str], decoder: BeamDecoder | None = None) -> dict[str, str]:
-    """{file: what a CTC model with a tokenizer reads from it}, one file at a time, greedily or by a beam search.
+    """{file: what a CTC or transducer model with a tokenizer reads from it}, one at a time, greedily or with a decoder.
 
-    Raises InputError when the model takes no audio, has no CTC head or no tokenizer, or a file cannot be read.
+    Raises InputError when the model takes no audio, has no such head or no tokenizer, a decoder is given for a
+    transducer, or a file cannot be read.
     """
-    rate = getattr(model.frontend, "rate", None)
-    heads = [name for name, head in model.heads.items() if isinstance(head, CTC)]
-    if rate is None or not heads or model.tokenizer is None:
-        raise InputError("the checkpoint turns no audio into text: that takes audio features, a CTC head, a tokenizer")
+    rate, head = getattr(model.frontend, "rate", None), model.text_head
+    if rate is None or head is None or model.tokenizer is None:
+        raise InputError(f"the checkpoint turns no audio into text: {TRANSCRIBERS}")
     found, device = {}, next(model.parameters()).device
     for file in files:
         samples = torch.from_numpy(read_audio(file, rate)[0])[None]
         batch = Batch([file], {"x": samples}, torch.ones_like(samples, dtype=torch.bool), {}, torch.ones(1))
         batch = batch.to(device)
         if decoder is None:
-            found[file] = model.tokenizer.decode(model.predict(batch)[heads[0]][0])
+            found[file] = model.tokenizer.decode(model.predict(batch)[head][0])
         else:
-            log_probs = [item.cpu().numpy() for item in model.log_probs(batch, heads[0])]
+            log_probs = [item.cpu().numpy() for item in model.log_probs(batch, head)]
             (found[file],) = decoder.texts(log_probs, model.tokenizer)
     return found
 

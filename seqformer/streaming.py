@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from seqformer.backbones.encoder import Encoder
 from seqformer.decode.align import Span
-from seqformer.decode.spans import Spans
 from seqformer.errors import InputError
-from seqformer.heads.ctc import CTC
 from seqformer.model import SequenceModel
 from seqformer.nn.attention import Attention
 from seqformer.nn.conv import ConvModule, DepthwiseConv
@@ -79,18 +77,19 @@ class Remembering(nn.Module):
 
 
 class Stream:
-    """Reads samples piece by piece with a causal CTC model; what it finds equals what the model finds in the whole.
+    """Reads samples piece by piece with a causal model; what it finds equals what the model finds in the whole.
 
         stream = seqformer.Stream(model)
         for samples in microphone:
-            log_prob = stream.push(samples)   # (new frames, vocab)
+            logits = stream.push(samples)   # (new frames, vocab); none for few samples
             print(stream.text)
         stream.finish()
 
     The model: ``logmel`` or ``gammatone`` with ``normalize: none``; an encoder with ``causal: true``, ``context:
-    [left, 0]``, no gate and no ``upsample``; the first head ``ctc``. Weights are the model's own, not copies.
-    Convolutions of a stem may look ahead, by little: ``delay`` is how many samples after its own first one a frame is
-    there, ``spans`` are the units found so far with their frames, ``frame_s`` is the length of a frame in seconds.
+    [left, 0]``, no gate and no ``upsample``; the first head ``ctc`` or ``transducer``. Weights are the model's own, not
+    copies. Convolutions of a stem may look ahead, by little: ``delay`` is how many samples after its own first one a
+    frame is there, ``spans`` are the units found so far with their frames, ``frame_s`` is the length of a frame in
+    seconds.
     Raises InputError when the model cannot be run on a stream.
     """
 
@@ -112,11 +111,11 @@ class Stream:
         ahead = stem.stride * (self.align - 1) + stem.reach[1]
         self.delay = frontend.hop * ahead + frontend.reach[1] + 1
         self.frame_s = frontend.hop * self.backbone.stride / frontend.rate
-        self._spans, self.ended = Spans(), False
+        self.reader, self.ended = self.head.reader(), False
         remember(self.backbone)
 
     def push(self, samples) -> Tensor:
-        """Samples (N,) in [-1, 1] at the model's rate, any number of them -> log-probabilities (new frames, vocab)."""
+        """Samples (N,) in [-1, 1] at the model's rate -> what the head's ``forward`` gives of new frames (T, K)."""
         if self.ended:
             raise InputError("the stream has ended; make another for more audio")
         samples = torch.as_tensor(samples, device=self.device)
@@ -128,18 +127,18 @@ class Stream:
         return torch.cat([self._advance(piece, last=False) for piece in pieces])
 
     def finish(self) -> Tensor:
-        """The frames that the end of the audio completes, (frames, vocab)."""
+        """The frames that the end of the audio completes (T, K)."""
         self.ended = True
         return self._advance(None, last=True)
 
     @property
     def spans(self) -> list[Span]:
-        return self._spans.found
+        return self.reader.found
 
     @property
     def heard(self) -> int:
         """How many frames there have been."""
-        return self._spans.frames
+        return self.reader.frames
 
     @property
     def text(self) -> str:
@@ -156,13 +155,14 @@ class Stream:
         count = count if last else count // self.align * self.align
         if not count:
             self.waiting = torch.cat(parts, dim=1) if parts else None
-            return torch.zeros(0, self.head.linear.out_features, device=self.device)
+            nothing = torch.zeros(1, 0, self.backbone.dim, device=self.device)
+            return self.head(nothing, nothing[..., 0].bool())[0]
         x = torch.cat(parts, dim=1)
         x, self.waiting = x[:, :count], x[:, count:]
         x, mask = self.backbone(x, torch.ones(x.shape[:2], dtype=torch.bool, device=self.device))
-        log_prob = self.head(x, mask)[0].float().log_softmax(dim=-1)
-        self._spans.push(log_prob.cpu().numpy())
-        return log_prob
+        y = self.head(x, mask)[0]
+        self.reader.push(y)
+        return y
 
 
 def remember(backbone: nn.Module) -> None:
@@ -187,8 +187,8 @@ def check_streams(model: SequenceModel) -> None:
         wrong = f"top_db is {frontend.top_db}, which needs the whole recording; expected null"
     elif not isinstance(backbone, Encoder):
         wrong = f"its backbone is a {type(backbone).__name__}; expected one of the Conformer family"
-    elif not isinstance(head, CTC) or model.blocks:
-        wrong = "its first head is not ctc on the last block"
+    elif not hasattr(head, "reader") or model.blocks:
+        wrong = "its first head is not ctc or transducer on the last block"
     if wrong is None:
         wrong = _looks_ahead(backbone)
     if wrong:

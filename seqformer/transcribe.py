@@ -1,12 +1,16 @@
-"""What ``seqformer transcribe`` does: files whole or by windows, subtitles, standard input."""
+"""What ``seqformer transcribe`` does: files whole or by windows, files of words with their times, standard input."""
 
+import copy
+import math
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from seqformer import pretrained
 from seqformer.data.audio import audio_facts
-from seqformer.decode.align import Word, word_times
+from seqformer.decode.align import Word, ctm, textgrid, word_times
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.decode.consensus import consensus
 from seqformer.errors import InputError
@@ -18,77 +22,122 @@ from seqformer.subtitles import srt, vtt
 
 LONG_S = 120.0  # attention over a whole recording takes memory with the square of its length
 WINDOW_S = 30.0
+OF_ONE_FILE: dict[str, Callable[[list[Word], float], str]] = {
+    "srt": lambda words, seconds: srt(words),
+    "vtt": lambda words, seconds: vtt(words),
+    "textgrid": textgrid,
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How files are read: by windows of ``window_s`` (None: those beyond two minutes, by 30 s), greedily or not."""
+
+    window_s: float | None = None
+    overlap_s: float = 5.0
+    decoder: BeamDecoder | None = None
+
+    def window_of(self, seconds: float) -> float:
+        """Infinite where a file is read whole."""
+        usual = WINDOW_S if seconds > LONG_S else math.inf
+        return usual if self.window_s is None else self.window_s
 
 
 def transcribe_files(
-    run: TrainedRun | None,
-    source: str,
-    files: list[Path],
-    decoder: BeamDecoder | None = None,
-    window_s: float | None = None,
-    overlap_s: float = 5.0,
-    srt_path: Path | None = None,
-    vtt_path: Path | None = None,
-) -> dict[str, str]:
-    """{file: its text} by all folds of a run, or by the checkpoint at ``source``; the subtitles of a file written.
+    run: TrainedRun | None, source: str, files: list[Path], reading: Reading, out: Mapping[str, Path]
+) -> Iterator[tuple[Path, str]]:
+    """Each file and its text, as it is read by all folds of a run, or by the checkpoint at ``source``.
 
-    With ``window_s``, for subtitles, and beyond two minutes, a file is read by windows. Raises InputError when
-    subtitles are asked for other than one file, a file cannot be read, or the model makes no text.
+    ``out`` names files to write words and their times to, by kind: srt, vtt, textgrid (of one file), ctm. Raises
+    InputError when these cannot be, a file cannot be read, or the model makes no text, or none by windows.
     """
-    if (srt_path or vtt_path) and len(files) != 1:
-        raise InputError(f"subtitles are of one file; found {len(files)}")
-    facts = {str(path): audio_facts(path) for path in files}
-    split = window_s is not None or srt_path is not None or vtt_path is not None
-    long = [name for name, fact in facts.items() if split or fact["frames"] > LONG_S * fact["rate"]]
-    whole = [name for name in facts if name not in long]
-    found, models = {}, None if run else [pretrained.load_pretrained(source)]
-    if whole and run:
+    check_out(files, out)
+    facts = {path: audio_facts(path) for path in files}
+    seconds = {path: fact["frames"] / fact["rate"] for path, fact in facts.items()}
+    whole = [] if out else [path for path in facts if reading.window_of(seconds[path]) == math.inf]
+    models = None if run else [pretrained.load_pretrained(source)]
+    found = _read_whole(run, models, {path: facts[path] for path in whole}, reading.decoder)
+    words: dict[Path, list[Word]] = {}
+    for path in files:
+        if path not in found:
+            models = models or [run.fold(name.removeprefix("fold")) for name in run.names]
+            found[path], words[path] = _read_windows(models, path, seconds[path], reading)
+        yield path, found[path]
+    for kind, place in out.items():
+        if kind == "ctm":
+            text = ctm({path.stem: words[path] for path in words})
+        else:
+            text = OF_ONE_FILE[kind](words[files[0]], seconds[files[0]])
+        place.write_text(text, encoding="utf-8")
+
+
+def check_out(files: list[Path], out: Mapping[str, Path]) -> None:
+    """Raise InputError where files of words could not be written once all is read."""
+    for kind, place in out.items():
+        if not place.parent.is_dir():
+            raise InputError(f"--{kind} {place}: there is no folder {place.parent}")
+        if kind != "ctm" and len(files) != 1:
+            raise InputError(f"--{kind} is of one file; found {len(files)}")
+    stems = Counter(path.stem for path in dict.fromkeys(files))
+    for stem, count in stems.items() if "ctm" in out else ():
+        if count > 1 or stem.split() != [stem]:
+            wrong = f"{count} files are named" if count > 1 else "a space parts the fields, found"
+            raise InputError(f"--ctm names recordings by their file, without folder and suffix: {wrong} {stem!r}")
+
+
+def _read_whole(
+    run: TrainedRun | None,
+    models: list[SequenceModel] | None,
+    facts: Mapping[Path, dict[str, int]],
+    decoder: BeamDecoder | None,
+) -> dict[Path, str]:
+    """Texts of files read whole: by a run as it predicts rows."""
+    if not facts:
+        return {}
+    if run is None:
+        found = pretrained.transcribe_files(models[0], [str(path) for path in facts], decoder)
+    else:
         import polars
 
-        rows = [{"id": name, "path": str(Path(name).resolve())} | facts[name] for name in whole]
-        found |= run.predict(polars.DataFrame(rows), decoder=decoder)
-    elif whole:
-        found |= pretrained.transcribe_files(models[0], whole, decoder)
-    if long:
-        models = models or list(folds_of(run))
-    for name in long:
-        found[name], words = _by_windows(models, name, window_s or WINDOW_S, overlap_s, decoder)
-        for path, write in ((srt_path, srt), (vtt_path, vtt)):
-            if path is not None:
-                path.write_text(write(words), encoding="utf-8")
-    return found
+        rows = [{"id": str(path), "path": str(path.resolve())} | fact for path, fact in facts.items()]
+        plain = copy.copy(run)  # the config's own dataset may make its examples up
+        plain.config = replace(run.config, dataset={"name": "rows"})
+        found = plain.predict(polars.DataFrame(rows), decoder=decoder)
+    return {path: found[str(path)] for path in facts}
 
 
-def _by_windows(
-    models: list[SequenceModel], name: str, window_s: float, overlap_s: float, decoder: BeamDecoder | None
-) -> tuple[str, list[Word]]:
+def _read_windows(models: list[SequenceModel], path: Path, seconds: float, reading: Reading) -> tuple[str, list[Word]]:
     """The text on which several models agree most, and the words of the one that it is from.
 
     As of whole files, a decoder reads the mean of models with one tokenizer.
     """
-    alike = decoder is not None and len({str(model.tokenizer.state()) for model in models}) == 1
-    read: dict[str, list[Word]] = {}
-    texts = []
-    progress = _progress if sys.stderr.isatty() else None
-    for voice in [models] if alike else [[model] for model in models]:
-        spans, frame_s = read_long(voice, name, window_s, overlap_s, decoder, progress)
-        tokenizer = voice[0].tokenizer
-        texts.append(tokenizer.decode([span.unit for span in spans]))
-        read.setdefault(texts[-1], word_times(spans, tokenizer.spellings(), frame_s))
+    alike = reading.decoder is not None and len({str(model.tokenizer.state()) for model in models}) == 1
+    window, read, texts = reading.window_of(seconds), {}, []
+    voices = [models] if alike else [[model] for model in models]
+    for number, voice in enumerate(voices, start=1):
+        told = f", reading {number} of {len(voices)}" if len(voices) > 1 else ""
+        progress = Progress(f"{path}{told}") if seconds > LONG_S else None
+        spans, frame_s = read_long(voice, path, window, reading.overlap_s, reading.decoder, progress)
+        words = word_times(spans, voice[0].tokenizer.spellings(), frame_s)
+        texts.append(voice[0].tokenizer.decode([span.unit for span in spans]))
+        read.setdefault(texts[-1], [word._replace(end=min(word.end, seconds)) for word in words])
     best = consensus(texts)
     return best, read[best]
 
 
-def _progress(done_s: float, total_s: float) -> None:
-    print(f"\r{done_s / 60:.1f} of {total_s / 60:.1f} min ", end="", file=sys.stderr, flush=True)
-    if done_s >= total_s:
-        print("\r" + " " * 40 + "\r", end="", file=sys.stderr, flush=True)
+class Progress:
+    """Minutes read, on standard error: in place on a terminal, else a line for every tenth."""
 
+    def __init__(self, name: str):
+        self.name, self.tenths = name, 0
 
-def folds_of(run: TrainedRun) -> Iterator[SequenceModel]:
-    """The model of each finished fold, with its tokenizer."""
-    for name in run.names:
-        yield run.fold(name.removeprefix("fold"))
+    def __call__(self, done_s: float, total_s: float) -> None:
+        line = f"{self.name}: {done_s / 60:.1f} of {total_s / 60:.1f} min"
+        if sys.stderr.isatty():
+            print(f"\r{line}", end="\n" if done_s >= total_s else "", file=sys.stderr, flush=True)
+        elif (tenths := int(10 * done_s / total_s)) > self.tenths:
+            print(line, file=sys.stderr, flush=True)
+            self.tenths = tenths
 
 
 def transcribe_stream(run: TrainedRun | None, source: str) -> None:
@@ -96,7 +145,7 @@ def transcribe_stream(run: TrainedRun | None, source: str) -> None:
 
     Of a run its first finished fold listens. Raises InputError as ``listen`` does.
     """
-    model = next(folds_of(run)) if run else pretrained.load_pretrained(source)
+    model = run.fold(run.names[0].removeprefix("fold")) if run else pretrained.load_pretrained(source)
     start, end = ("\r", "") if sys.stderr.isatty() else ("", "\n")
 
     def final(line: str) -> None:

@@ -59,12 +59,11 @@ RULES = {
     "model": {"frontends", "backbones", "heads", "registry", "errors"},
     "augment": {"augment", "batch", "registry", "errors"} | {"data.audio", "data.corpus"},  # recordings to mix in
     "data": DATA,
-    "pretrained": PARTS
-    | {"published", "batch", "data.audio", "data.folder", "data.text", "decode", "heads.ctc", "model"},
+    "pretrained": PARTS | {"published", "batch", "data.audio", "data.folder", "data.text", "decode", "model"},
     "published": {"published", "backbones.encoder", "errors"},
     "transcripts": {"data", "decode", "model"},
-    "streaming": PARTS | {"model", "decode", "backbones.encoder", "heads.ctc"},
-    "long_audio": PARTS | {"model", "batch", "decode", "data", "heads.ctc", "transcripts"},
+    "streaming": PARTS | {"model", "decode", "backbones.encoder"},
+    "long_audio": {"model", "batch", "decode", "data", "errors", "transcripts"},
     "subtitles": {"decode"},
     "transcribe": PREDICT | {"predict", "pretrained", "long_audio", "listen", "subtitles"},
     "listen": PARTS | {"model", "streaming"},

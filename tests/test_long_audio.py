@@ -2,7 +2,6 @@
 
 import io
 import struct
-import sys
 import tracemalloc
 from itertools import pairwise
 from types import SimpleNamespace
@@ -18,11 +17,11 @@ from seqformer.data.text import BPE, Characters, Pieces, Words
 from seqformer.decode.align import Span, Word, word_times
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.decode.pauses import cut_at_pauses
-from seqformer.decode.spans import Spans
 from seqformer.errors import InputError
 from seqformer.listen import listen, read_stream
-from seqformer.long_audio import read_long, window_log_probs
+from seqformer.long_audio import read_long, windows
 from seqformer.model import create_model
+from seqformer.pretrained import transcribe_files
 from seqformer.subtitles import captions, srt, vtt
 
 torch.set_num_threads(1)
@@ -30,19 +29,30 @@ torch.set_num_threads(1)
 RATE = 4000
 LOGMEL = {"name": "logmel", "rate": RATE, "mels": 8, "normalize": "none"}
 BODY = dict(dim=16, depth=2, heads=2, kernel=5, dropout=0.0)
+CTC = {"name": "ctc"}
 NEAR = {"name": "conformer", "context": [6, 6]} | BODY  # sees less than a second to either side
 LISTENER = {"name": "conformer", "causal": True, "context": [6, 0]} | BODY
 
 
-def make(body: dict, front: dict = LOGMEL):
+def make(body: dict, front: dict = LOGMEL, head: dict = CTC):
     torch.manual_seed(0)
-    model = create_model(front, body, {"name": "ctc", "vocab": 9}).eval()
+    model = create_model(front, body, head | {"vocab": 9}).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-        model.heads["ctc"].linear.bias[0] += 1.0  # blanks too
+        next(iter(model.heads.values())).linear.bias[0] += 1.0  # blanks too
     model.tokenizer = Characters("abcdefg ")
     return model
+
+
+@torch.no_grad()
+def talkative(model) -> None:
+    """Make a transducer say several units, and blanks."""
+    head, draws = model.heads["transducer"], torch.Generator().manual_seed(1)
+    for part in (head.frames, head.units, head.linear, head.predictor.embedding):
+        part.weight.normal_(generator=draws)
+    head.linear.weight.mul_(2)
+    head.linear.bias.zero_()[0] = 3.0
 
 
 def recording(path, seconds: float, rate: int = RATE, channels: int = 1, seed: int = 0):
@@ -57,7 +67,7 @@ def recording(path, seconds: float, rate: int = RATE, channels: int = 1, seed: i
 @torch.no_grad()
 def unsplit(model, path) -> torch.Tensor:
     x = torch.from_numpy(read_audio(path, RATE)[0])[None]
-    return model({"x": x}, torch.ones_like(x, dtype=torch.bool))["ctc"][0].log_softmax(dim=-1)
+    return next(iter(model({"x": x}, torch.ones_like(x, dtype=torch.bool)).values()))[0]
 
 
 @pytest.mark.parametrize(("window", "overlap"), [(4.0, 2.0), (5.0, 2.03), (4.4, 3.0), (60.0, 2.0)])
@@ -65,11 +75,11 @@ def unsplit(model, path) -> torch.Tensor:
 def test_windows_give_the_unsplit_text(tmp_path, window, overlap, rate):
     model, path = make(NEAR), recording(tmp_path / "long.wav", 13.7, rate)
     expected = unsplit(model, path)
-    parts = list(window_log_probs(model, path, "ctc", rate, window, overlap))
+    parts = list(windows(model, "ctc", path, window, overlap))
     assert (len(parts) == 1) == (window > 13.7) and (len(parts) > 3) == (window < 6)
-    np.testing.assert_allclose(np.concatenate(parts), expected, rtol=0, atol=2e-5)
-    whole = Spans()
-    whole.push(expected.numpy())
+    torch.testing.assert_close(torch.cat(parts), expected, rtol=0, atol=2e-5)
+    whole = model.heads["ctc"].reader()
+    whole.push(expected)
     found, frame_s = read_long([model], path, window, overlap)
     assert [span[:3] for span in found] == [span[:3] for span in whole.found]
     assert len(found) > 10 and frame_s == 0.04
@@ -78,8 +88,8 @@ def test_windows_give_the_unsplit_text(tmp_path, window, overlap, rate):
 def test_seams_of_too_short_an_overlap_show(tmp_path):
     """That the equality above can fail."""
     model, path = make(NEAR), recording(tmp_path / "long.wav", 13.7)
-    found, expected = np.concatenate(list(window_log_probs(model, path, "ctc", RATE, 4.0, 0.2))), unsplit(model, path)
-    assert found.shape == expected.shape and np.abs(found - expected.numpy()).max() > 1e-2
+    found, expected = torch.cat(list(windows(model, "ctc", path, 4.0, 0.2))), unsplit(model, path)
+    assert found.shape == expected.shape and (found - expected).abs().max() > 1e-2
 
 
 def test_a_beam_search_reads_windows_in_pieces_that_pauses_part(tmp_path, monkeypatch):
@@ -90,7 +100,8 @@ def test_a_beam_search_reads_windows_in_pieces_that_pauses_part(tmp_path, monkey
     for at in range(40, len(expected), 40):
         expected[at : at + 4] = np.log([0.9999, *[0.0001 / 8] * 8])
     texts = decoder.texts([expected], model.tokenizer)
-    monkeypatch.setattr("seqformer.long_audio.window_log_probs", lambda *_: iter(np.array_split(expected, 5)))
+    parts = [torch.from_numpy(part) for part in np.array_split(expected, 5)]
+    monkeypatch.setattr("seqformer.long_audio.windows", lambda *_: iter(parts))
     monkeypatch.setattr("seqformer.long_audio.PIECE_S", 4.0)
     spans, _ = read_long([model], path, 5.0, 2.0, decoder)
     assert [model.tokenizer.decode([span.unit for span in spans])] == texts != [""]
@@ -139,9 +150,34 @@ def test_memory_is_of_a_window(tmp_path):
     assert total == 100 * RATE and peak < 6 * 4 * 10 * RATE
 
 
-def test_an_overlap_as_long_as_the_window_is_refused(tmp_path):
-    with pytest.raises(InputError, match="overlap is 4 s of windows of 4 s; expected 0 or more, and less"):
-        read_long([make(NEAR)], recording(tmp_path / "a.wav", 1), 4.0, 4.0)
+@pytest.mark.parametrize(("window", "overlap", "told"), [
+    (4.0, 4.0, "overlap is 4 s of windows of 4 s; expected 0 or more, and less"),
+    (4.0, -1.0, "overlap is -1 s of windows of 4 s; expected 0 or more, and less"),
+    (float("nan"), 1.0, "overlap is 1 s of windows of nan s"), (0.0, 0.0, "overlap is 0 s of windows of 0 s"),
+    (4.0, 3.99, r"windows begin every 0.01 s; expected at least 0.04 s"),
+])  # fmt: skip
+def test_windows_that_cannot_be_are_refused(tmp_path, window, overlap, told):
+    with pytest.raises(InputError, match=told):
+        read_long([make(NEAR)], recording(tmp_path / "a.wav", 1), window, overlap)
+
+
+@pytest.mark.parametrize("predictor", ["lstm", "stateless"])
+def test_a_transducer_reads_windows_as_the_whole(tmp_path, predictor):
+    head = {"name": "transducer", "predictor": predictor, "predictor_dim": 8, "joint": 8, "max_symbols": 2}
+    model, path = make(NEAR, head=head), recording(tmp_path / "long.wav", 13.7)
+    talkative(model)
+    text = transcribe_files(model, [str(path)])[str(path)]
+    for window in (4.0, float("inf")):
+        spans, frame_s = read_long([model], path, window, 2.0)
+        assert model.tokenizer.decode([span.unit for span in spans]) == text and len(set(text)) > 2
+        assert [span.end - span.start for span in spans] == [1] * len(spans)
+        assert abs(13.7 - frame_s * spans[-1].end) < 0.1
+        assert all(a.start <= b.start for a, b in pairwise(spans)) and all(0 < span.posterior <= 1 for span in spans)
+    told = "head transducer gives no probabilities of units in frames; a beam search is for ctc"
+    for read in (lambda: read_long([model], path, 4.0, 2.0, BeamDecoder()),
+                 lambda: transcribe_files(model, [str(path)], BeamDecoder())):  # fmt: skip
+        with pytest.raises(InputError, match=told):
+            read()
 
 
 @pytest.mark.parametrize("tokenizer", [
@@ -196,8 +232,8 @@ def test_samples_of_standard_input():
             data += b"LIST\2\0\0\0ab" if size == pcm.nbytes else b""
             found = np.concatenate(list(read_stream(io.BytesIO(data), RATE)))
             np.testing.assert_allclose(found, expected, atol=1e-7)
-    for count in (0, 1, 2, 3, 5000):
-        found = [*read_stream(io.BytesIO(pcm[:count].tobytes()), RATE), np.zeros(0)]
+    for count in (1, 2, 3, 5000):
+        found = list(read_stream(io.BytesIO(pcm[:count].tobytes()), RATE))
         np.testing.assert_allclose(np.concatenate(found), pcm[:count] / 32768, atol=1e-7)
 
 
@@ -207,6 +243,9 @@ def test_samples_of_standard_input():
     (header(100, form=3), "WAV of 16 bits, format 3"),
     (header(100)[:30], "breaks off in its header"),
     (b"RIFF\0\0\0\0AVI LIST", "is no WAV file"),
+    (b"", "standard input holds no audio"),
+    (header(0), "standard input holds no audio"),
+    (b"R", r"inside a sample, after 0.00 s \(1 bytes\)"),
     (header(16000) + bytes(8000), r"the audio breaks off after 1.00 s of 2.00 s"),
     (bytes(8001), r"the audio breaks off inside a sample, after 1.00 s \(8001 bytes\)"),
     (header(0, channels=2) + bytes(16002), r"inside a sample, after 1.00 s \(16002 bytes\)"),
@@ -244,31 +283,3 @@ def test_a_pause_ends_a_line():
         source = SimpleNamespace(read=lambda size: b"", read1=lambda size, pieces=pieces: next(pieces, b""))
         listen(model, source, final.append, lambda line: None)
         assert final == lines
-
-
-def test_the_program_reads_long_files_and_standard_input(program, tmp_path, monkeypatch):
-    model = make(LISTENER)
-    seqformer.save_pretrained(model, tmp_path / "model")
-    path = recording(tmp_path / "a.wav", 9)
-    code, text, _ = program("transcribe", tmp_path / "model", path)
-    subtitles = ["--srt", tmp_path / "a.srt", "--vtt", tmp_path / "a.vtt"]
-    assert code == 0 and len(text) > 10
-    assert program("transcribe", tmp_path / "model", path, "--window", 6, "--overlap", 4, *subtitles)[1] == text
-    shown = [line for line in (tmp_path / "a.srt").read_text().splitlines() if line and "-->" not in line]
-    assert " ".join(line for line in shown if not line.isdigit()).split() == text.split()
-    assert (tmp_path / "a.vtt").read_text().startswith("WEBVTT\n\n00:00:0")
-    assert (
-        program("transcribe", tmp_path / "model", path, path, *subtitles)[2]
-        == "error: subtitles are of one file; found 2\n"
-    )
-    assert "name one of them" in program("transcribe", tmp_path / "model")[2]
-    code, _, err = program("transcribe", tmp_path / "model", "--stream", "--beam", 4)
-    assert code == 2 and err.endswith("it does not go with --lm, --beam, --hot\n") and err.count("\n") == 1
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(path.read_bytes()[:-1001])))
-    code, out, err = program("transcribe", tmp_path / "model", "--stream")
-    assert code == 2 and err.endswith("error: the audio breaks off after 8.87 s of 9.00 s\n") and len(out) > 10
-    x = torch.from_numpy(read_audio(path)[0])
-    stream = seqformer.Stream(model)
-    stream.push(x[: round(8.875 * RATE) - 1])
-    stream.finish()
-    assert "".join(out.split()) == "".join(stream.text.split())

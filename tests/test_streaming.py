@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from test_long_audio import talkative
 
 import seqformer
+from seqformer.batch import Batch
 from seqformer.data.text import Characters
 from seqformer.decode.greedy import collapse
-from seqformer.decode.spans import Spans
+from seqformer.decode.spans import GreedyReader
 from seqformer.errors import InputError
 from seqformer.model import create_model
 from seqformer.nn.mask import mask_of
@@ -21,6 +23,7 @@ LOGMEL = {"name": "logmel", "rate": RATE, "mels": 12, "normalize": "none"}
 BODY = dict(dim=16, depth=3, heads=2, kernel=5, causal=True, context=[7, 0], dropout=0.0)
 CONFORMER = {"name": "conformer"} | BODY
 UNET = {"name": "squeezeformer"} | BODY | dict(stem="linear", reduce_at=[0, 1], recover_at=[2])
+PREDICTORS = ("lstm", "stateless")
 CASES = {
     "conformer": (LOGMEL, CONFORMER),
     "floor": (LOGMEL | {"frames": "floor", "guard": "add"}, CONFORMER | {"long_skip": True, "scale_input": False}),
@@ -31,12 +34,16 @@ CASES = {
     **{kind: (LOGMEL, CONFORMER | dict(positions=kind)) for kind in ("rotary", "alibi", "t5", "shaw", "none")},
     **{kind: (LOGMEL, CONFORMER | dict(stem=kind)) for kind in ("vgg", "signal")},
 }
+CTC = {"name": "ctc"}
+TRANSDUCERS = [
+    {"name": "transducer", "predictor": kind, "predictor_dim": 8, "joint": 8, "max_symbols": 2} for kind in PREDICTORS
+]
 CHUNKS = (17, 31, HOP - 1, HOP, HOP + 1, 160, 333, 1000, 3 * RATE // 2, 10**6)
 
 
-def make(front: dict, body: dict, seed: int = 0):
-    torch.manual_seed(seed)
-    model = create_model(front, body, {"name": "ctc", "vocab": 9}).eval()
+def make(front: dict, body: dict, head: dict = CTC):
+    torch.manual_seed(0)
+    model = create_model(front, body, head | {"vocab": 9}).eval()
     for module in model.modules():  # statistics as of a trained model
         if hasattr(module, "running_mean"):
             module.running_mean.normal_(0, 0.1)
@@ -59,7 +66,7 @@ def whole(model, x: torch.Tensor) -> torch.Tensor:
     longer[0, : len(x)], longer[1] = x, 0.3
     features = model.frontend({"x": longer}, mask_of(torch.tensor([len(x), len(x) + 500]), len(x) + 500))
     y, mask = model.backbone(features.x, features.mask)
-    return next(iter(model.heads.values()))(y, mask)[0, mask[0]].log_softmax(dim=-1)
+    return next(iter(model.heads.values()))(y, mask)[0, mask[0]]
 
 
 def streamed(model, x: torch.Tensor, chunk: int) -> tuple[torch.Tensor, seqformer.Stream]:
@@ -78,6 +85,18 @@ def test_a_stream_equals_the_whole_for_every_chunk_size(case):
         assert found.shape == expected.shape
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
         assert [span.unit for span in stream.spans] == units and stream.text == model.tokenizer.decode(units)
+
+
+@pytest.mark.parametrize("head", TRANSDUCERS, ids=PREDICTORS)
+def test_a_transducer_hears_in_a_stream_what_it_hears_in_the_whole(head):
+    model, x = make(*CASES["unet"], head), audio(9000)
+    talkative(model)
+    batch = Batch(["a"], {"x": x[None]}, torch.ones(1, len(x)).bool(), {}, torch.ones(1))
+    units = model.predict(batch)["transducer"][0]
+    for chunk in (333, 1000):
+        found, stream = streamed(model, x, chunk)
+        torch.testing.assert_close(found, whole(model, x), rtol=0, atol=1e-5)
+        assert [span.unit for span in stream.spans] == units and len(set(units)) > 2
 
 
 def test_every_length_ends_as_the_whole():
@@ -179,14 +198,14 @@ def test_spans_are_what_collapse_finds_however_it_is_cut():
     rng = np.random.default_rng(0)
     for _ in range(50):
         log_probs = np.log(rng.dirichlet(np.ones(3), size=rng.integers(1, 40)))
-        spans, cut, units = Spans(), rng.integers(0, len(log_probs) + 1), log_probs.argmax(axis=1)
-        spans.push(log_probs[:cut])
-        spans.push(log_probs[cut:])
+        spans, cut, units = GreedyReader(), rng.integers(0, len(log_probs) + 1), log_probs.argmax(axis=1)
+        spans.push(torch.from_numpy(log_probs[:cut]))
+        spans.push(torch.from_numpy(log_probs[cut:]) + 5)  # logits are as good
         best = torch.from_numpy(units)[None]
         assert [span.unit for span in spans.found] == collapse(best, torch.ones_like(best, dtype=torch.bool))[0]
         frames = np.zeros(len(units), dtype=int)
         for unit, start, end, posterior in spans.found:
             assert (units[start:end] == unit).all()
-            assert posterior == pytest.approx(np.exp(log_probs[start:end, unit]).mean())
+            assert posterior == pytest.approx(np.exp(log_probs[start:end, unit]).mean(), rel=1e-5)
             frames[start:end] = unit
         assert (frames == units).all()

@@ -1,21 +1,20 @@
 """Greedy CTC decoding of frames that come piece by piece, with the frames of every unit."""
 
-import numpy as np
+from torch import Tensor
 
 from seqformer.decode.align import Span
 
 
-class Spans:
+class GreedyReader:
     """``found``: repeats merged, blanks dropped, as ``collapse`` does, of all frames pushed so far."""
 
     def __init__(self, blank: int = 0):
         self.found: list[Span] = []
         self.frames, self.blank, self.previous = 0, blank, blank
 
-    def push(self, log_probs: np.ndarray) -> None:
-        """Add the next frames (T, V)."""
-        best = log_probs.argmax(axis=-1)
-        posteriors = np.exp(np.take_along_axis(log_probs, best[:, None], axis=-1)[:, 0])
+    def push(self, logits: Tensor) -> None:
+        """Read the next frames, logits or log-probabilities (T, V)."""
+        posteriors, best = logits.float().softmax(dim=-1).max(dim=-1)
         for unit, posterior in zip(best.tolist(), posteriors.tolist(), strict=True):
             if unit != self.blank:
                 start, mean = self.frames, 0.0

@@ -12,11 +12,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from seqformer.decode.align import Span
+
 BLANK = 0
 BEHIND = 6.0  # natural logs behind the last of a full beam, a text is not followed through a frame's further units
 WINDOW = 8  # frames looked at together: what follows a text is the same for all of them until a unit is found
 Joint = Callable[[Tensor, Tensor], Tensor]
 Predict = Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
+Past = tuple[Tensor, Tensor]  # what a predictor says of the units so far, and its state
 Score = Callable[[tuple[int, ...], int], float]
 
 
@@ -26,24 +29,58 @@ def greedy(joint: Joint, predict: Predict, encoder: Tensor, lengths: Tensor, max
     All items advance at once, each over the blanks to its next unit (Bataev et al. 2024, label looping). A frame gives
     at most ``max_symbols`` units.
     """
+    found, _ = greedy_spans(joint, predict, encoder, lengths, max_symbols)
+    return [[span.unit for span in spans] for spans in found]
+
+
+def greedy_spans(
+    joint: Joint, predict: Predict, encoder: Tensor, lengths: Tensor, max_symbols: int, past: Past | None = None
+) -> tuple[list[list[Span]], Past]:
+    """``greedy`` with the frame and the probability of each unit, and what a search in the next frames goes on from.
+
+    A search over frames that come in pieces, each with the ``past`` of the one before, finds what one over all does.
+    """
     at, run, found = torch.zeros_like(lengths), torch.zeros_like(lengths), []  # frame read, units of it so far
-    after, state = predict(torch.full_like(lengths, BLANK)[:, None], None)
+    after, state = predict(torch.full_like(lengths, BLANK)[:, None], None) if past is None else past
     rows, ahead = (torch.arange(size, device=encoder.device) for size in (len(lengths), WINDOW))
     while bool((at < lengths).any()):
         place = at[:, None] + ahead
-        best = joint(encoder[rows[:, None], place.clamp(max=encoder.shape[1] - 1)], after).argmax(dim=-1)
+        logits = joint(encoder[rows[:, None], place.clamp(max=encoder.shape[1] - 1)], after)
+        best = logits.argmax(dim=-1)
         is_unit = (best != BLANK) & (place < lengths[:, None])
         emits, first = is_unit.any(dim=1), is_unit.int().argmax(dim=1)
         skipped = torch.where(emits, first, WINDOW)
         unit = best.gather(1, first[:, None])[:, 0].masked_fill(~emits, BLANK)
-        found.append(unit)
+        found.append((unit, at + skipped, logits[rows, first].float().softmax(dim=-1)[rows, unit]))
         run = run.masked_fill(skipped > 0, 0) + emits
         at, run = at + skipped + (run == max_symbols), run.masked_fill(run == max_symbols, 0)
         new_after, new_state = predict(unit[:, None], state)
         after = torch.where(emits[:, None, None], new_after, after)
         state = torch.where(emits.reshape(-1, *[1] * (state.dim() - 1)), new_state, state)
-    texts = torch.stack(found, dim=1).tolist() if found else [[] for _ in rows]
-    return [[unit for unit in text if unit != BLANK] for text in texts]
+    columns = [torch.stack(parts, dim=1).tolist() for parts in zip(*found, strict=True)] or [[[]] * len(lengths)] * 3
+    return [
+        [Span(unit, frame, frame + 1, p) for unit, frame, p in zip(*item, strict=True) if unit != BLANK]
+        for item in zip(*columns, strict=True)
+    ], (after, state)
+
+
+class GreedyReader:
+    """Greedy search in one recording that comes piece by piece: ``found`` are its units so far, each in its frame."""
+
+    def __init__(self, joint: Joint, predict: Predict, max_symbols: int):
+        self.joint, self.predict, self.max_symbols = joint, predict, max_symbols
+        self.found: list[Span] = []
+        self.frames, self.past = 0, None
+
+    @torch.no_grad()
+    def push(self, encoder: Tensor) -> None:
+        """Read the next frames (T, J)."""
+        lengths = torch.tensor([len(encoder)], device=encoder.device)
+        (spans,), self.past = greedy_spans(
+            self.joint, self.predict, encoder[None], lengths, self.max_symbols, self.past
+        )
+        self.found += [span._replace(start=span.start + self.frames, end=span.end + self.frames) for span in spans]
+        self.frames += len(encoder)
 
 
 class Hypothesis(NamedTuple):

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from seqformer.decode.greedy import collapse
 from seqformer.decode.prefix_beam import prefix_beam
+from seqformer.decode.spans import GreedyReader
 from seqformer.nn.mask import lengths_of
 from seqformer.nn.mwer import mwer
 from seqformer.nn.smbr import Bigram, expected_gain
@@ -101,6 +102,10 @@ class CTC(nn.Module):
     def predict(self, x: Tensor, mask: Tensor) -> list[list[int]]:
         """Greedy decoding: the best unit of each frame, repeats merged, blanks dropped."""
         return collapse(self.linear(x).argmax(dim=-1), mask, BLANK)
+
+    def reader(self) -> GreedyReader:
+        """Greedy decoding of one recording, pushed to it piece by piece as ``forward`` gives it."""
+        return GreedyReader(BLANK)
 
 
 def nll_of(log_probs: Tensor, mask: Tensor, targets: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from seqformer.decode.prefix_beam import Guide
 from seqformer.decode.prefix_beam import Hypothesis as Found
-from seqformer.decode.transducer import BLANK, Score, beam_search, greedy
+from seqformer.decode.transducer import BLANK, GreedyReader, Score, beam_search, greedy
 from seqformer.decode.unit_score import UnitScore, guided
 from seqformer.nn.mask import lengths_of, zero_padding
 from seqformer.nn.mwer import mwer
@@ -127,6 +127,10 @@ class Transducer(nn.Module):
     def predict(self, x: Tensor, mask: Tensor) -> list[list[int]]:
         """Greedy decoding, all items at once."""
         return greedy(self.logits, self.after, self(x, mask), lengths_of(mask), self.max_symbols)
+
+    def reader(self) -> GreedyReader:
+        """Greedy decoding of one recording, pushed to it piece by piece as ``forward`` gives it."""
+        return GreedyReader(self.logits, self.after, self.max_symbols)
 
     @torch.no_grad()
     def search(
