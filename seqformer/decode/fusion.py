@@ -64,6 +64,13 @@ class Fusion:
         tokens = [len(text) + 1 if model and model.units == "chars" else text.count(" ") for text in self.spellings]
         bonuses = max(bonus, 0.0) * bool(model) * np.array(tokens)
         self.most = bonuses + hot * np.array([self._most_hot(text) for text in self.spellings])
+        self.parts = [text.split(" ") for text in self.spellings]
+        self.kinds = np.arange(2, 2 + len(self.spellings))
+        self.plain = bool(model) and model.units == "words" and not self.next
+        if self.plain:  # units inside a word add nothing, those that begin one what the word before is worth
+            alone = [text.count(" ") + 2 * (" " in text[1:]) for text in self.spellings]
+            self.kinds = np.where(np.array(alone) < 2, alone, self.kinds)
+        self.said: dict[tuple[Hashable, str], tuple[float, Hashable]] = {}  # (state, token) -> gain, state
 
     def _most_hot(self, spelling: str) -> int:
         """At most so many characters of a unit go on with a hot word, wherever in one, or in none, the text stands."""
@@ -79,11 +86,23 @@ class Fusion:
 
     def extend(self, state: Place, unit: int) -> tuple[float, Place]:
         """What the characters of a unit add, and where the text then stands."""
+        if self.plain:
+            return self._words(state, *self.parts[unit])
         gain = 0.0
         for character in self.spellings[unit]:
             more, state = self._space(state) if character == " " else self._letter(state, character)
             gain += more
         return gain, state
+
+    def _words(self, state: Place, before: str, *parts: str) -> tuple[float, Place]:
+        """``extend`` by words, where there are no hot ones and no characters to score."""
+        gain, model, word = 0.0, state.model, state.word + before
+        for part in parts:
+            if word:
+                more, model = self._score(model, word)
+                gain += more
+            word = part
+        return gain, Place(model, word, True, 0, 0.0)
 
     def finish(self, state: Place) -> float:
         """What the end of the text adds; the model's own end has no bonus."""
@@ -122,8 +141,11 @@ class Fusion:
         return gain, Place(model, "", True, node, lent)
 
     def _score(self, model: Hashable, token: str) -> tuple[float, Hashable]:
-        log_p, model = self.model.score(model, token)
-        return self.weight * log_p + self.bonus, model
+        found = self.said.get((model, token))
+        if found is None:
+            log_p, after = self.model.score(model, token)
+            found = self.said[model, token] = self.weight * log_p + self.bonus, after
+        return found
 
 
 def _tree(words: Sequence[str]) -> tuple[dict[tuple[int, str], int], set[int]]:

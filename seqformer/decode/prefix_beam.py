@@ -26,6 +26,7 @@ class Guide(Protocol):
     """What adds to the score of a prefix, as a language model does. States are hashable."""
 
     most: np.ndarray  # (vocab,) no unit ever adds more than this
+    kinds: np.ndarray  # (vocab,) whole numbers: after any state, units of one kind add the same
 
     def start(self): ...
 
@@ -90,7 +91,8 @@ class _Search:
         self.state = np.zeros(shape, int)  # the guide's, a place in ``states``
         self.states = [guide.start()] if guide else []
         self.numbers = {state: number for number, state in enumerate(self.states)}
-        self.known: dict[tuple[int, int], tuple[float, int]] = {}  # (state, unit) -> what the guide said
+        self.gains: dict[int, float] = {}  # state and kind of unit, as one number -> what the guide adds
+        self.after: dict[tuple[int, int], int] = {}  # (state, unit) -> the state then
 
     def step(self, log_probs: np.ndarray, units: np.ndarray, kept: np.ndarray) -> None:
         """One frame of the first items: log_probs (n, V), candidates (n, C)."""
@@ -112,36 +114,42 @@ class _Search:
         longer[(parent.astype(np.float32) @ same.astype(np.float32)) > 0] = NEVER
         stay = np.logaddexp(stay_blank, stay_unit) + added
         scores = longer + added[:, :, None]
-        gains, after = self._ask(scores, stay, units)
+        gains = self._ask(scores, stay, units)
         scores = scores + gains
         choice = _best(np.concatenate([stay, scores.reshape(live, -1)], axis=1), K)
-        self._keep(choice, stay_blank, stay_unit, longer, gains, after, units)
+        self._keep(choice, stay_blank, stay_unit, longer, gains, units)
 
-    def _ask(self, scores: np.ndarray, stay: np.ndarray, units: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """What the guide adds to extensions (n, K, C), and its states then; asked only where one may be kept."""
+    def _ask(self, scores: np.ndarray, stay: np.ndarray, units: np.ndarray) -> np.ndarray:
+        """What the guide adds to extensions (n, K, C), -inf where none may be kept: of these it is not asked."""
         if self.guide is None:
-            return np.zeros(scores.shape), np.zeros(scores.shape, int)
+            return np.zeros(scores.shape)
         # The prefixes that are there are K already: a new one must beat the worst of them.
         hopeful = scores + self.guide.most[units][:, None, :] >= stay.min(axis=1)[:, None, None]
-        gains, after = np.full(scores.shape, NEVER), np.zeros(scores.shape, int)
+        gains = np.full(scores.shape, NEVER)
         where = np.nonzero(hopeful & (scores > NEVER))
         if len(where[0]):
-            asked = zip(self.state[where[:2]].tolist(), units[where[0], where[2]].tolist(), strict=True)
-            gains[where], after[where] = zip(
-                *[self.known.get(pair) or self._learn(*pair) for pair in asked], strict=True
-            )
-        return gains, after
+            asked, most = units[where[0], where[2]], int(self.guide.kinds.max()) + 1
+            codes = self.state[where[:2]] * most + self.guide.kinds[asked]
+            codes, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+            for code, unit in zip(codes.tolist(), asked[first].tolist(), strict=True):
+                if code not in self.gains:
+                    self.gains[code] = self.guide.extend(self.states[code // most], unit)[0]
+            gains[where] = np.array([self.gains[code] for code in codes.tolist()])[inverse]
+        return gains
 
-    def _learn(self, number: int, unit: int) -> tuple[float, int]:
-        """Ask the guide what a unit adds after a state, and number the state then."""
-        gain, state = self.guide.extend(self.states[number], unit)
-        after = self.numbers.setdefault(state, len(self.states))
-        if after == len(self.states):
-            self.states.append(state)
-        self.known[number, unit] = gain, after
-        return gain, after
+    def _move(self, state: np.ndarray, unit: np.ndarray) -> np.ndarray:
+        """Numbers (N,) of the guide's states after a unit each."""
+        found = []
+        for pair in zip(state.tolist(), unit.tolist(), strict=True):
+            if pair not in self.after:
+                after = self.guide.extend(self.states[pair[0]], pair[1])[1]
+                self.after[pair] = self.numbers.setdefault(after, len(self.states))
+                if self.after[pair] == len(self.states):
+                    self.states.append(after)
+            found.append(self.after[pair])
+        return np.array(found, dtype=int)
 
-    def _keep(self, choice, stay_blank, stay_unit, longer, gains, after, units) -> None:
+    def _keep(self, choice, stay_blank, stay_unit, longer, gains, units) -> None:
         """Make the chosen (n, K) of the stays and extensions the prefixes."""
         live, K = choice.shape
         new, extension = choice >= K, np.maximum(choice - K, 0)
@@ -155,7 +163,11 @@ class _Search:
             return np.take_along_axis(values.reshape(live, -1), extension, axis=1)
 
         added = pick(self.added[:live]) + np.where(new, pick_extension(gains), 0.0)
-        self.state[:live] = np.where(new, pick_extension(after), pick(self.state[:live]))
+        state = pick(self.state[:live])
+        if self.guide is not None:
+            there = new & np.isfinite(added)  # of a beam that is not full yet, some of the kept are none
+            state[there] = self._move(state[there], unit[there])
+        self.state[:live] = state
         self.in_blank[:live] = np.where(new, NEVER, pick(stay_blank))
         self.in_unit[:live] = np.where(new, pick_extension(longer), pick(stay_unit))
         self.added[:live] = np.where(np.isfinite(added), added, 0.0)
