@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from seqformer.checkpoint import write_file
+from seqformer.checkpoint import FILES, verify, write_file
 from seqformer.config import build_config, changed_config
 from seqformer.data.folds import folder_of
 from seqformer.data.manifest import manifest_hash, read_manifest, write_manifest
@@ -108,10 +108,10 @@ def _settings(
 ) -> dict[str, Any]:
     """All that decides about the labels of a generation."""
     given = {} if decoder.model is None else {"weight": decoder.weight, "bonus": decoder.bonus}
+    checkpoints = {name: verify(teacher.folder / name / teacher.config.train.select) for name in teacher.names}
     return given | {
         "beam": decoder.beam,
-        "teacher": teacher.config.run,
-        "folds": teacher.names,
+        "teacher": {name: state and state["files"][FILES[0]] for name, state in checkpoints.items()},
         "rows": manifest_hash(str(unlabelled)),
         "lm": None if lm is None else hashlib.sha256(lm.read_bytes()).hexdigest(),
         "threshold": choice.threshold[min(number, len(choice.threshold)) - 1],
@@ -142,14 +142,15 @@ def label_generation(
     for name, asked, proof in rows_to_label(teacher, table):
         path = folder / f"labels_{folder_of(name)}.parquet"
         if not path.is_file():
-            write_table(choose(teacher, name, asked, label_rows(teacher, name, asked, decoder), settings), path)
+            write_table(choose(teacher, name, asked, decode_rows(teacher, name, asked, decoder), settings), path)
         labels = polars.read_parquet(path)
         labelled.append(labels)
         rows = asked.join(labels.filter(polars.col("left_out").is_null()), on="id", maintain_order="left")
         kept.append(with_provenance(teacher, name, rows.drop("left_out", "units"), proof))
     rows, every = polars.concat(kept), polars.concat(labelled)
     if not rows.height:
-        raise InputError(f"{folder}: no label is left of {every.height}: {_counts(every)}; lower --threshold")
+        left = ", ".join(f"{count} for their {why}" for why, count in _counts(every).items() if count)
+        raise InputError(f"{folder}: no label is left of {every.height}: {left}; lower --threshold, raise --pace")
     write_manifest(rows, folder / "pseudo.parquet")
     facts = {"labels": every.height, "kept": rows.height, **_counts(every)}
     facts["hours"] = float((rows["frames"] / rows["rate"]).sum() / 3600) if "rate" in rows.columns else None
@@ -181,7 +182,7 @@ def _read_facts(folder: Path, settings: dict[str, Any]) -> dict[str, Any] | None
     return None
 
 
-def label_rows(run: TrainedRun, name: str, table: "polars.DataFrame", decoder: BeamDecoder) -> "polars.DataFrame":
+def decode_rows(run: TrainedRun, name: str, table: "polars.DataFrame", decoder: BeamDecoder) -> "polars.DataFrame":
     """By one fold: id, the text in the column of the run's target, its score and its units (list), as rows come."""
     import polars
 

@@ -95,7 +95,7 @@ def test_only_masked_frames_count():
     nothing = head.loss(x, mask, torch.full((3, 9), -1))
     nothing.backward()
     assert nothing == 0
-    with pytest.raises(ValueError, match="3 codes, 9 frames"):
+    with pytest.raises(ValueError, match="3 codes for 9 frames"):
         head.loss(x, mask, codes[:, :3])
     pairs = head.predict(x, mask, codes)
     hits = [bool(log_p[i, t].argmax() == codes[i, t]) for i, t in scored]

@@ -10,6 +10,7 @@ import soundfile
 
 import seqformer
 from competitions.fsdd.prepare import main, prepare
+from competitions.fsdd.strings import write_strings
 
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "fsdd"
 NAMES = [f"{digit}_{speaker}_{index}" for digit in (0, 7) for speaker in ("ann", "de_vries") for index in (3, 4, 5, 12)]
@@ -99,3 +100,32 @@ def test_real_recordings(tmp_path):
     stated = {Path(line[1]).stem: float(line[-1]) for line in lines if line[0] == "test"}
     assert table.height == len(stated) == 500
     assert all(abs(row["frames"] / 8_000 - stated[row["id"]]) < 1e-4 for row in table.to_dicts())
+
+
+def test_strings_of_students_are_of_the_speakers_and_recordings_they_say(tmp_path):
+    folder = write_clone(tmp_path / "clone")
+    for name in (f"{digit}_bo_{index}" for digit in (0, 7) for index in (3, 4, 5, 12)):
+        soundfile.write(folder / f"{name}.wav", tone(name), 8_000)
+    manifest, out = prepare(folder, tmp_path / "out"), tmp_path / "strings"
+    write_strings(manifest, out, ["ann"], "bo", (12, 9, 5), seed=0)
+    wanted = {"labelled": (17, "ann"), "unlabelled": (9, "de_vries"), "known": (5, "de_vries"), "unseen": (5, "bo")}
+    tables = {name: seqformer.read_manifest(out / f"{name}.parquet") for name in wanted}
+    assert all((tables[name].height, set(tables[name]["speaker"])) == (n, {who}) for name, (n, who) in wanted.items())
+    assert tables["labelled"]["usual"].to_list() == [-1] * 12 + [0] * 5
+    # Every string is its recordings with silence between; a tone begins with a zero.
+    parts = {"labelled": {-1: (5, 12), 0: (3, 4)}, "unlabelled": {None: (5, 12)}, "known": {None: (3, 4)}}
+    for name, allowed in parts.items():
+        reader = seqformer.RowReader(tables[name], 8_000)
+        for row, record in enumerate(tables[name].to_dicts()):
+            rest = np.rint(reader[row] * 32768).astype(int)
+            for word in record["text"].split():
+                rest = rest[np.flatnonzero(rest)[0] - 1 :]
+                indices, digit = allowed[record.get("usual")], {"zero": 0, "seven": 7}[word]
+                clips = [tone(f"{digit}_{record['speaker']}_{index}") for index in indices]
+                clips = [clip for clip in clips if len(clip) <= len(rest)]
+                fits = [len(clip) for clip in clips if abs(rest[: len(clip)] - clip).max() <= 1]
+                assert fits, (name, record["id"], word)
+                rest = rest[fits[0] :]
+            assert not rest.any()
+    with pytest.raises(seqformer.InputError, match="no speaker 'eve'"):
+        write_strings(manifest, out, ["eve"], "bo", (1, 1, 1), seed=0)

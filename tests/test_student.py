@@ -15,10 +15,12 @@ from seqformer.config import write_config
 from seqformer.data.manifest import read_manifest, write_manifest
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.errors import InputError
+from seqformer.lm.kneser_ney import train_kneser_ney, write_arpa
+from seqformer.lm.ngram import read_arpa
 from seqformer.metrics import cer
 from seqformer.predict import TrainedRun
 from seqformer.selection import balanced, divergence, in_pace, length_scores
-from seqformer.student import Choice, choose, label_generation, label_rows, train_generations, training_rows
+from seqformer.student import Choice, choose, decode_rows, label_generation, train_generations, training_rows
 from seqformer.train.crossval import train_run
 
 torch.set_num_threads(1)
@@ -93,18 +95,22 @@ def world(tmp_path_factory) -> tuple[dict, Path, Path]:
         root / "rows.parquet", run="tiny", head={"name": "ctc"}, text={"kind": "chars"}, metric={"name": "cer"}
     )
     plain |= {"folds": {"kind": "kfold", "n": 2, "seed": 5}, "student": [{"optim.lr": 0.001}]}
+    write_arpa(train_kneser_ney(["aab", "bb", "c", "abc", "cca"], 2, "chars"), root / "lm.arpa")
     train_run({key: value for key, value in plain.items() if key != "student"}, root, quiet=True)
     return plain, root, root / "news.parquet"
 
 
 def loop(world, root: Path, generations: int = 1, choice: Choice = ALL) -> list[dict]:
-    return train_generations(world[0], root, world[2], generations, BeamDecoder(beam=2), choice, quiet=True)
+    lm = world[1] / "lm.arpa"
+    return train_generations(
+        world[0], root, world[2], generations, BeamDecoder(read_arpa(lm), beam=2), choice, lm, True
+    )
 
 
 def test_generations_follow_each_other_and_an_interrupted_loop_goes_on(world, monkeypatch, program, tmp_path):
     """Stopped after the labels of one fold: these stay as they are; finished, nothing is done again."""
     plain, root, new = world
-    real, asked = student_file.label_rows, []
+    real, asked = student_file.decode_rows, []
 
     def interrupted(run, name, *others):
         asked.append(name)
@@ -112,7 +118,7 @@ def test_generations_follow_each_other_and_an_interrupted_loop_goes_on(world, mo
             raise KeyboardInterrupt
         return real(run, name, *others)
 
-    monkeypatch.setattr(student_file, "label_rows", interrupted)
+    monkeypatch.setattr(student_file, "decode_rows", interrupted)
     with pytest.raises(KeyboardInterrupt):
         loop(world, root)
     found = loop(world, root, 2)
@@ -131,7 +137,7 @@ def test_generations_follow_each_other_and_an_interrupted_loop_goes_on(world, mo
     with pytest.raises(InputError, match="tiny_g1 was begun with other settings: pace;"):
         loop(world, root, choice=Choice((-math.inf,), 2.0, 1.0))
     (tmp_path / "config.yaml").write_text(write_config(plain))
-    least = ["--threshold=-inf", "--pace", 1e6, "--balance", 1, "--beam", 2, "--root", root]
+    least = ["--threshold=-inf", "--pace", 1e6, "--balance", 1, "--beam", 2, "--lm", root / "lm.arpa", "--root", root]
     code, out, err = program("student", tmp_path / "config.yaml", new, "--generations", 2, *least)
     assert code == 0 and len(asked) == 5, err
     assert f"{found[2]['error_kept']:.4f}" in out and f"{found[2]['out_of_fold']:.4f}" in out
@@ -140,8 +146,10 @@ def test_generations_follow_each_other_and_an_interrupted_loop_goes_on(world, mo
 def test_the_truth_of_unlabelled_rows_changes_nothing_but_the_report(world, tmp_path):
     _, root, new = world
     run, table = TrainedRun(root / "tiny"), read_manifest(new)
-    blind = [label_rows(run, "0", rows, BeamDecoder(beam=2)) for rows in (table, table.drop("text"))]
+    blind = [decode_rows(run, "0", rows, BeamDecoder(beam=2)) for rows in (table, table.drop("text"))]
     assert blind[0].equals(blind[1])
+    fused = decode_rows(run, "0", table, BeamDecoder(read_arpa(root / "lm.arpa"), beam=2))
+    assert (fused["score"] < blind[0]["score"]).all()  # the log-probability of the language model is in it
 
 
 def test_what_is_usual_is_of_the_rows_that_the_fold_was_trained_on(world):

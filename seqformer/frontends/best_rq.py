@@ -87,13 +87,13 @@ class BestRQ(nn.Module):
         x = standardize_item(x, mask).nan_to_num(nan=0.0)
         groups = strided(x.shape[1], self.stride)
         x = F.pad(x, (0, 0, 0, groups * self.stride - x.shape[1]))
-        return self.quantizer(x.reshape(len(x), groups, self.stride * self.dim))
+        return self.quantizer(x.reshape(x.shape[0], groups, self.stride * self.dim))
 
     def _seeds(self, x: Tensor) -> Tensor:
         """A number for each item (B,), the only draw there is."""
         if not self.training:
-            return torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        return torch.randint(2**31 - 1, (len(x),), device=x.device)
+            return torch.zeros(x.shape[0], dtype=torch.int64, device=x.device)
+        return torch.randint(2**31 - 1, (x.shape[0],), device=x.device)
 
     def _covered(self, seeds: Tensor, groups: int) -> Tensor:
         """seeds (B,) -> (B, groups) bool, True in a span."""
