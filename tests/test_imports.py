@@ -54,11 +54,11 @@ RULES = {
     | {"backbones.presets", "backbones.intermediates", "backbones.encoder"}
     | {"backbones.conformer"},
     "heads": PARTS | {"decode"},
-    "decode": {"nn", "decode"},
+    "decode": {"nn", "decode", "errors"},
     "lm": {"lm", "decode", "data.text", "errors"},
     "model": {"frontends", "backbones", "heads", "registry", "errors"},
     "augment": {"augment", "batch", "registry", "errors"},
-    "data": DATA,
+    "data": DATA | {"decode"},  # for what a hybrid learns and says
     "pretrained": PARTS
     | {"published", "batch", "data.audio", "data.folder", "data.text", "decode", "heads.ctc", "model"},
     "published": {"published", "backbones.encoder", "errors"},
@@ -70,6 +70,7 @@ RULES = {
     "profile_table": {"profile", "checkpoint", "model", "backbones.ladder"},
     "oof": PREDICT | {"predict"},
     "tune_lm": PREDICT | {"predict", "oof", "lm"},
+    "alignment": PREDICT | {"predict", "oof", "cli"},  # cli opens runs, their plugins with them
     "cli_lm": {"cli", "decode", "lm", "tune_lm", "train.log", "errors"},
     "ensemble": PREDICT | {"predict"},
     "pseudo": PREDICT | {"predict", "oof"},

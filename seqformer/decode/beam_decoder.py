@@ -8,6 +8,7 @@ import numpy as np
 
 from seqformer.decode.fusion import Fusion, LanguageModel, rescored
 from seqformer.decode.prefix_beam import Hypothesis, prefix_beam
+from seqformer.errors import InputError
 
 
 class Tokenizer(Protocol):
@@ -41,7 +42,11 @@ class BeamDecoder:
         return [rescored(texts, guide) for texts in found] if self.rescore and guide else found
 
     def texts(self, log_probs: Sequence[np.ndarray], tokenizer: Tokenizer) -> list[str]:
-        """The best text of each item."""
+        """The best text of each item; of states of frames by the search of their own, over words."""
+        if hasattr(tokenizer, "text"):
+            if self.words or self.rescore:
+                raise InputError("hot words and rescoring are for ctc; a search over a lexicon has neither")
+            return [tokenizer.text(item, self.model, self.weight, self.bonus) for item in log_probs]
         return [tokenizer.decode(texts[0].units) for texts in self.hypotheses(log_probs, tokenizer)]
 
     def guide(self, tokenizer: Tokenizer) -> Fusion | None:
