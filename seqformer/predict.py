@@ -17,6 +17,7 @@ from seqformer.data.folds import folder_of
 from seqformer.data.lineage import rows_seen
 from seqformer.data.loader import load_batches
 from seqformer.data.sampler import frame_budget, plan_batches
+from seqformer.data.states import States
 from seqformer.data.targets import Targets, Units
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.decode.consensus import consensus
@@ -124,6 +125,11 @@ def head_target(part: dict[str, Any]) -> str:
     return part.get("target") or signature(lookup("head", part["name"])).parameters["target"].default
 
 
+def reader_of(encoder):
+    """What a decoder reads texts with: a target's tokenizer, or States; None where it is no text."""
+    return encoder if isinstance(encoder, States) else encoder.tokenizer if isinstance(encoder, Units) else None
+
+
 def build_model(config: Run, targets: Targets, folder: Path | None = None) -> SequenceModel:
     """The model of a config, each head as wide as its target asks.
 
@@ -167,7 +173,7 @@ class TrainedRun:
         """Whether the run turns audio into text."""
         frontend = lookup("frontend", self.config.frontend["name"])
         encoder = load_targets(self.folder / self.names[0]).encoders[main_head(self.config.head)[1]]
-        return isinstance(encoder, Units) and "rate" in parameter_types(frontend)
+        return isinstance(encoder, Units | States) and "rate" in parameter_types(frontend)
 
     def fold(self, name: str) -> SequenceModel:
         """The model of one finished fold (its number, or full), with the tokenizer of its main head.
@@ -205,10 +211,10 @@ class TrainedRun:
     def _read(self, table: "polars.DataFrame", decoder: BeamDecoder) -> dict[str, list[str]]:
         models, targets = zip(*self.folds(), strict=True)
         head, column = main_head(self.config.head)
-        if not isinstance(targets[0].encoders[column], Units):
+        tokenizers = [reader_of(one.encoders[column]) for one in targets]
+        if tokenizers[0] is None:
             raise InputError(f"{self.folder} predicts no texts; a language model, hot words and a beam are for texts")
         dataset = make_dataset(self.config, table, None, getattr(models[0].frontend, "rate", None))
-        tokenizers = [one.encoders[column].tokenizer for one in targets]
         return read_texts(models, tokenizers, dataset, self.config.data, head, decoder)
 
     def predict(

@@ -13,12 +13,11 @@ import numpy as np
 
 from seqformer.checkpoint import write_file
 from seqformer.data.manifest import read_manifest
-from seqformer.data.targets import Units
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.errors import InputError, first_few
 from seqformer.lm.ngram import NGram, read_arpa
 from seqformer.oof import require_whole
-from seqformer.predict import TrainedRun, load_fold, main_head, make_dataset, score, truth_of
+from seqformer.predict import TrainedRun, load_fold, main_head, make_dataset, reader_of, score, truth_of
 from seqformer.registry import lookup
 from seqformer.transcripts import frame_log_probs
 
@@ -84,14 +83,14 @@ def _numbers(run: TrainedRun) -> list[str]:
 def _read(run: TrainedRun, name: str, table) -> tuple[list, Any, list]:
     model, targets = load_fold(run.folder / f"fold{name}", run.config, run.device)
     head, column = main_head(run.config.head)
-    if not isinstance(targets.encoders[column], Units):
+    if reader_of(targets.encoders[column]) is None:
         raise InputError(f"{run.folder} predicts no texts; a language model is for texts")
     dataset = make_dataset(run.config, table, targets, getattr(model.frontend, "rate", None))
     found = {}
     for ids, (log_probs,) in frame_log_probs([model], dataset, run.config.data, head):
         found |= dict(zip(ids, log_probs, strict=True))
     log_probs = [found[str(row_id)] for row_id in dataset.ids]
-    return log_probs, targets.encoders[column].tokenizer, truth_of(dataset, targets, column)
+    return log_probs, reader_of(targets.encoders[column]), truth_of(dataset, targets, column)
 
 
 def _score(run: TrainedRun, folds: list[tuple[list, Any, list]], decoder: BeamDecoder, batch: int = 32) -> float:

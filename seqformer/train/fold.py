@@ -81,7 +81,8 @@ def fold_targets(config: Run, folder: Path, own: "polars.DataFrame", table: "pol
     heads = head_parts(config.head).values()
     columns = list(dict.fromkeys(map(head_target, heads)))
     weights = list(dict.fromkeys(part["weights"] for part in heads if part.get("weights")))
-    return fit_targets(own, columns, asdict(config.text) if config.text else None, table, weights)
+    text, hmm = (asdict(part) if part else None for part in (config.text, config.hmm))
+    return fit_targets(own, columns, text, table, weights, hmm)
 
 
 def fit_frontend(model: SequenceModel, data: Any, rows: int | None) -> None:

@@ -1,0 +1,93 @@
+"""The hybrid end to end on made-up recordings: align by a CTC run, train on the states, read texts with a model."""
+
+import numpy as np
+import polars
+import pytest
+import torch
+from conftest import change
+
+import seqformer
+from competitions.switchboard_hybrid.prepare import prepare
+from seqformer.data.targets import fit_targets
+from seqformer.decode.beam_decoder import BeamDecoder
+from seqformer.lm.kneser_ney import train_kneser_ney
+from seqformer.predict import TrainedRun, load_targets
+from seqformer.train.crossval import train_run
+
+torch.set_num_threads(1)
+WORDS, RATE = ("ab", "ba", "c"), 8000
+CTC = {
+    "run": "ctc",
+    "data": {"manifest": "", "batch_frames": 40_000},
+    "folds": {"kind": "column", "by": "half", "use": "all"},
+    "text": {"kind": "chars"},
+    "frontend": {"name": "logmel", "rate": RATE, "mels": 12},
+    "backbone": {"name": "conformer", "dim": 16, "depth": 1, "heads": 1, "kernel": 3, "stem_channels": 4},
+    "head": {"name": "ctc"},
+    "optim": {"lr": 1e-2},
+    "train": {"epochs": 1, "device": "cpu", "threads": 1},
+    "metric": {"name": "wer"},
+}
+STATES = {"name": "framewise", "target": "spoken", "focal": 2.0}
+HYBRID = CTC | {
+    "run": "hybrid",
+    "hmm": {"states": 2},
+    "frontend": {"name": "gammatone", "rate": RATE, "bands": 8, "spec_augment": {"steps": [1, 2], "time_width": 3}},
+    "backbone": {"name": "conformer_swb", "dim": 16, "depth": 3, "heads": 1},
+    "head": {
+        "states": STATES,
+        "lower": STATES | {"at": 0, "hidden": 8, "weight": 0.3, "train_only": True},
+        "middle": STATES | {"at": 1, "hidden": 8, "weight": 0.3, "train_only": True},
+    },
+    "optim": {"name": "nadamw", "lr": 1e-2},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A folder with the runs ctc and hybrid, manifest.parquet and spoken.parquet."""
+    root = tmp_path_factory.mktemp("hybrid")
+    rng, table = np.random.default_rng(0), []
+    with seqformer.StoreWriter(root / "audio", "int16") as store:
+        for row in range(16):
+            text = " ".join(rng.choice(WORDS, rng.integers(1, 4)))
+            tones = [np.sin(np.arange(rng.integers(700, 900)) * (0.3 + 0.5 * " abc".index(c))) for c in text]
+            samples = np.concatenate([tone * (c != " ") for tone, c in zip(tones, text, strict=True)])
+            place = {"id": f"row{row:02d}", "path": "audio", "row": store.add((9000 * samples).astype(np.int16))}
+            table.append(place | {"frames": len(samples), "rate": RATE, "text": text, "half": row % 2})
+    seqformer.write_manifest(table, root / "manifest.parquet")
+    train_run(change(CTC, data__manifest=str(root / "manifest.parquet")), root, quiet=True)
+    prepare(root / "ctc", root / "manifest.parquet", root / "spoken.parquet", states=2)
+    train_run(change(HYBRID, data__manifest=str(root / "spoken.parquet")), root, quiet=True)
+    return root
+
+
+def test_each_fold_learns_from_an_alignment_of_its_own_rows_only(runs):
+    table = seqformer.read_manifest(runs / "spoken.parquet")
+    schema = table.schema["spoken"].to_schema()
+    proofs = [load_targets(runs / "ctc" / f"fold{fold}").fitted_on for fold in (0, 1)]
+    assert list(schema) == ["text", *proofs]
+    for fold, proof in enumerate(proofs):
+        states = table["spoken"].struct.field(proof)
+        assert states.is_null().to_list() == (table["half"] == fold).to_list()
+        assert states.list.len().drop_nulls().to_list() == [
+            -(-n // 80) for n in table.filter(table["half"] != fold)["frames"]
+        ]
+        assert load_targets(runs / "hybrid" / f"fold{fold}").encoders["spoken"].field == proof
+    arguments = ["spoken"], {"kind": "chars", "vocab": 0, "alphabet": None}, table
+    hmm = {"states": 2, "prior_scale": 0.5, "lexicon": None, "bonus": 0.0, "beam": 100}
+    with pytest.raises(seqformer.InputError, match="no states by a model that was trained on the rows of this fold"):
+        fit_targets(table.head(7), *arguments, hmm=hmm)
+
+
+def test_a_run_reads_words_with_and_without_a_model(runs):
+    run, table = TrainedRun(runs / "hybrid"), seqformer.read_manifest(runs / "spoken.parquet")
+    oof = polars.read_parquet(runs / "hybrid" / "oof.parquet")
+    assert (
+        oof["truth"].to_list()
+        == table.filter(table["half"] == 0)["text"].to_list() + table.filter(table["half"] == 1)["text"].to_list()
+    )
+    decoder = BeamDecoder(train_kneser_ney(table["text"].to_list(), 2, "words"), weight=3.0)
+    for found in (run.predict(table), run.predict(table, decoder=decoder)):
+        assert {word for text in found.values() for word in text.split()} <= set(WORDS)
+    assert run.score(table, seen=True, decoder=decoder)[0] == "wer"
