@@ -84,7 +84,10 @@ class WordSearch:
         return found
 
     def read(self, scores: np.ndarray) -> Reading:
-        """scores (T, states) -> the best reading; of a beam too narrow for any, the complete words of its best."""
+        """scores (T, states) -> the best reading.
+
+        Where the beam lost every path that ends with the frames, the words that its best has complete, scored -inf.
+        """
         scores = np.asarray(scores, np.float64)
         links: list[tuple[int, int, int]] = []  # link before, word, frame after it
         roots = Tokens(np.array([ROOT]), np.array([0]), np.array([0.0]), np.array([-1]))
@@ -127,7 +130,8 @@ class WordSearch:
     def _best(self, tokens: Tokens, roots: Tokens, links: list[tuple[int, int, int]]) -> Reading:
         silent = tokens.take(tokens.position == PAUSE)
         ended = Tokens(*(np.concatenate(pair) for pair in zip(roots, silent, strict=True)))
-        ended = ended if len(ended.score) else tokens  # the beam lost every path that ends here
+        whole = len(ended.score) > 0
+        ended = ended if whole else tokens
         score = ended.score
         if self.model is not None:
             score = score + self.weight * np.array([self.model.finish(self.states[one]) for one in ended.model])
@@ -136,7 +140,11 @@ class WordSearch:
         while link >= 0:
             link, word, frame = links[link]
             words.append((self.tree.names[word], frame))
-        return Reading([word for word, _ in words[::-1]], [frame for _, frame in words[::-1]], float(score[best]))
+        return Reading(
+            [word for word, _ in words[::-1]],
+            [frame for _, frame in words[::-1]],
+            float(score[best]) if whole else -np.inf,
+        )
 
 
 def _winners(score: np.ndarray, key: np.ndarray) -> np.ndarray:
