@@ -83,7 +83,9 @@ class Hmm:
 
     states: int = 1  # of each unit, as the alignment was made
     prior_scale: float = 0.5  # of log p(state), taken off log p(state | frame)
-    lexicon: str | None = None  # a file, a word and its units in each line; default: the words of the training texts
+    lexicon: str | None = (
+        None  # a file, in each line a word, and its units or none; default: the words of the training texts
+    )
     bonus: float = 0.0  # for each word, where no language model comes with its own
     beam: int = 1000  # paths after each frame
 

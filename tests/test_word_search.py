@@ -85,7 +85,7 @@ def test_wrong_settings_are_refused():
         WordSearch(tree, beam=0)
 
 
-NAMES = {"a": 1, "b": 2}
+TOKENIZER = Characters("ab")
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ NAMES = {"a": 1, "b": 2}
     [
         ("a a\n\nba b x\n", "line 3: word 'ba', unknown unit 'x'; known: a, b"),
         ("a a\nba b bb\n", "line 2: word 'ba', unknown unit 'bb'; did you mean 'b'?"),
-        ("a a\nba\n", "line 2: word 'ba' has no units"),
+        ("a a\nbac\n", "line 2: word 'bac' has a symbol that no unit is for"),
         ("\n", "it has no words"),
     ],
 )
@@ -101,14 +101,14 @@ def test_a_faulty_lexicon_is_one_line_that_names_word_unit_and_line(tmp_path, te
     path = tmp_path / "lexicon.txt"
     path.write_text(text)
     with pytest.raises(InputError) as error:
-        read_lexicon(path, NAMES)
+        read_lexicon(path, TOKENIZER)
     assert message in str(error.value) and str(path) in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_lexicon_file_is_read_with_every_pronunciation_once(tmp_path):
     path = tmp_path / "lexicon.txt"
-    path.write_text("a a\n\nba b a\na b b\na  a\n")
-    assert read_lexicon(path, NAMES) == [("a", (1,)), ("ba", (2, 1)), ("a", (2, 2))]
+    path.write_text("a a\n\nba\na b b\na  a\nba b a\n")
+    assert read_lexicon(path, TOKENIZER) == [("a", (1,)), ("ba", (2, 1)), ("a", (2, 2))]
 
 
 def test_words_are_spelled_as_their_tokenizer_writes_them():

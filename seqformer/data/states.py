@@ -13,7 +13,7 @@ import numpy as np
 
 from seqformer.data.text import Tokenizer, load_tokenizer
 from seqformer.decode.hmm import Topology, log_priors, scaled_likelihoods
-from seqformer.decode.lexicon import Entry, Tree, read_lexicon, spell_words, unit_names
+from seqformer.decode.lexicon import Entry, Tree, read_lexicon, spell_words
 from seqformer.decode.word_search import WordSearch
 from seqformer.errors import InputError, first_few
 
@@ -47,7 +47,7 @@ class States:
         self.topology = Topology(tokenizer.size, states)
         self.prior_scale, self.bonus, self.beam = prior_scale, bonus, beam
         self.size = self.topology.size
-        self.searches: dict[tuple, WordSearch] = {}  # by model and settings: a search remembers the model's answers
+        self.search: tuple[tuple, WordSearch] | None = None  # the last, which remembers its model's answers
         self.tree = Tree(self.lexicon, self.topology)
 
     def encode(self, value: dict[str, Any]) -> np.ndarray:
@@ -64,13 +64,12 @@ class States:
 
     def text(self, log_probs: np.ndarray, model=None, weight: float = 1.0, bonus: float | None = None) -> str:
         """log p(state) in each frame (T, states) -> the text; without a ``bonus`` for each word, its own."""
-        key = (id(model), weight, bonus)
-        if key not in self.searches:
-            own = self.bonus if bonus is None else bonus
-            # The model is kept with its search, or another might come to have its number.
-            self.searches[key] = WordSearch(self.tree, model, weight, own, self.beam)
+        bonus = self.bonus if bonus is None else bonus
+        key = id(model), weight, bonus  # no other model has this number as long as the search holds its own
+        if self.search is None or self.search[0] != key:
+            self.search = key, WordSearch(self.tree, model, weight, bonus, self.beam)
         scores = scaled_likelihoods(log_probs, self.log_prior, self.prior_scale)
-        return " ".join(self.searches[key].read(scores).words)
+        return " ".join(self.search[1].read(scores).words)
 
     def state(self) -> dict:
         lexicon = [[word, *map(int, units)] for word, units in self.lexicon]
@@ -113,7 +112,7 @@ def fit_states(column: "polars.Series", ids: "polars.Series", own: str, tokenize
     texts = column.struct.field(TEXT).to_list()
     words = sorted({word for text in texts for word in text.split()})
     path = hmm["lexicon"]
-    lexicon = read_lexicon(path, unit_names(tokenizer.spellings())) if path else spell_words(words, tokenizer)
+    lexicon = read_lexicon(path, tokenizer) if path else spell_words(words, tokenizer)
     counts = np.bincount(numbers, minlength=topology.size)
     given = {name: hmm[name] for name in ("states", "prior_scale", "bonus", "beam")}
     return States(tokenizer, own, lexicon, log_priors(counts), **given)

@@ -1,6 +1,6 @@
 """A lexicon, words and the units that they are made of, and the prefix tree of states that a search walks."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,13 @@ def unit_names(spellings: Sequence[str]) -> dict[str, int]:
     return {name.removeprefix("▁"): unit for name, unit in names.items()} | names
 
 
-def read_lexicon(path: str | Path, names: Mapping[str, int]) -> list[Entry]:
-    """The entries of a text file, a word and its units in each line, empty lines left out.
+def read_lexicon(path: str | Path, tokenizer) -> list[Entry]:
+    """The entries of a text file, in each line a word and its units; a word alone is as the tokenizer writes it.
 
-    Raises InputError naming file, line, word and unit when a unit is unknown, a word has none, or there is no word.
+    Empty lines are left out. Raises InputError naming file, line, word and unit when a unit is unknown, or a word
+    alone has a symbol that no unit is for, or there is no word.
     """
+    names = unit_names(tokenizer.spellings())
     try:
         lines = Path(path).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -38,9 +40,10 @@ def read_lexicon(path: str | Path, names: Mapping[str, int]) -> list[Entry]:
         for unit in units:
             if unit not in names:
                 raise InputError(f"{path}, line {number}: word {word!r}, unknown unit {unit!r}; {nearest(unit, names)}")
-        if not units:
-            raise InputError(f"{path}, line {number}: word {word!r} has no units; write them after it")
-        entries[word, tuple(names[unit] for unit in units)] = None
+        spelled = tuple(names[unit] for unit in units) or tuple(tokenizer.encode(word))
+        if not spelled or 0 in spelled:
+            raise InputError(f"{path}, line {number}: word {word!r} has a symbol that no unit is for; give its units")
+        entries[word, spelled] = None
     if not entries:
         raise InputError(f"{path} is no lexicon: it has no words")
     return list(entries)

@@ -95,7 +95,8 @@ class Conv2dStem(nn.Module):
 class VGGStem(nn.Module):
     """The front of the Switchboard hybrid: four 3x3 convolutions with Swish, the last strided in time, and a linear.
 
-    ``channels`` are those of the first and the last; the two between have twice as many. Features are halved by max-pooling after the first. Source: Zeineldeen et al. 2022 (arXiv 2111.03442), its configs.
+    ``channels`` are those of the first and the last; the two between have twice as many. Features are halved by
+    max-pooling after the first. Source: Zeineldeen et al. 2022 (arXiv 2111.03442), its configs.
     """
 
     def __init__(self, in_dim: int, dim: int, stride: int = 3, channels: int = 32):
@@ -154,8 +155,8 @@ def make_stem(
 ) -> nn.Module:
     """The stem of a kind: a module with ``stride`` and (x, mask) -> (x, mask).
 
-    ``stride`` None is the kind's usual one; ``channels`` is the inner width of the convolutions, ``dim`` by default, 32 of
-    ``vgg``.
+    ``stride`` None is the kind's usual one; ``channels`` is the inner width of the convolutions, by default ``dim``, of
+    ``vgg`` 32.
     Raises ValueError on a stride that the kind does not have.
     """
     usual = STRIDES[kind]
