@@ -1,5 +1,8 @@
 """The hybrid end to end on made-up recordings: align by a CTC run, train on the states, read texts with a model."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import polars
 import pytest
@@ -8,11 +11,15 @@ from conftest import change
 
 import seqformer
 from competitions.switchboard_hybrid.prepare import prepare
+from seqformer.cli import load_competition
+from seqformer.config import build_config, read_config
 from seqformer.data.targets import fit_targets
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.lm.kneser_ney import train_kneser_ney
+from seqformer.model import create_model
 from seqformer.predict import TrainedRun, load_targets
-from seqformer.train.crossval import train_run
+from seqformer.train.crossval import check_parts, train_run
+from seqformer.train.optim import make_optimizer
 
 torch.set_num_threads(1)
 WORDS, RATE = ("ab", "ba", "c"), 8000
@@ -91,3 +98,59 @@ def test_a_run_reads_words_with_and_without_a_model(runs):
     for found in (run.predict(table), run.predict(table, decoder=decoder)):
         assert {word for text in found.values() for word in text.split()} <= set(WORDS)
     assert run.score(table, seen=True, decoder=decoder)[0] == "wer"
+
+
+ROOT = Path(__file__).parents[1]
+ABLATIONS = re.findall(r"^\| .* \| `(.*)` \|$", (ROOT / "competitions/switchboard_hybrid/README.md").read_text(), re.M)
+
+
+@pytest.mark.parametrize("line", ["run=as_it_is", *ABLATIONS])
+def test_an_ablation_is_one_line_that_builds_and_steps(line):
+    """Each of the README's, all parameters of the model getting a gradient."""
+    overrides = re.findall(r"\S+=(?:\{.*?\}|\[.*?\]|\S+)", line)
+    assert " ".join(overrides) == line
+    plain = read_config(ROOT / "configs/fsdd_hybrid.yaml", ["backbone.dim=16", *overrides])
+    config = build_config(plain)
+    load_competition(config.competition)
+    check_parts(config)
+    head = config.head if "name" not in config.head else {"states": config.head}
+    model = create_model(config.frontend, config.backbone, {name: {"vocab": 7} | part for name, part in head.items()})
+    generator = torch.Generator().manual_seed(0)
+    x, mask = 0.1 * torch.randn(2, 4000, generator=generator), torch.ones(2, 4000, dtype=torch.bool)
+    targets = {"spoken": torch.randint(7, (2, 32), generator=generator)}
+    found = model({"x": x}, mask, targets)
+    assert found["loss"].isfinite() and set(found) == {"loss", *head}
+    found["loss"].backward()
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    make_optimizer(model, config.optim).step()
+    assert any(not torch.equal(one, two) for one, two in zip(before, model.parameters(), strict=True))
+
+
+def test_states_follow_a_recording_that_is_played_faster(runs):
+    from competitions.switchboard_hybrid.plugin import AlignedRows
+
+    table = seqformer.read_manifest(runs / "spoken.parquet").filter(polars.col("half") == 1)
+    targets = load_targets(runs / "hybrid" / "fold0")
+
+    def faster(example, seed):
+        return seqformer.Example(example.id, {"x": example.inputs["x"][::2]}, -(-example.frames // 2), example.targets)
+
+    data, plain = (AlignedRows(table, targets, RATE, 0, augment, training=True) for augment in (faster, None))
+    for row in range(len(data)):
+        slow, quick = plain[0, row], data[0, row]
+        assert len(quick.targets["spoken"]) == -(-quick.frames // 80)
+        assert set(quick.targets["spoken"]) <= set(slow.targets["spoken"])
+        assert slow.targets["spoken"].tolist() == table["spoken"][row][targets.encoders["spoken"].field]
+
+
+def test_faults_of_prepare_are_one_line(runs, tmp_path):
+    with pytest.raises(seqformer.InputError, match="already; name another"):
+        prepare(runs / "ctc", runs / "spoken.parquet", tmp_path / "x.parquet")
+    with pytest.raises(seqformer.InputError, match="is no run of CTC over audio"):
+        seqformer.align_rows(runs / "hybrid", seqformer.read_manifest(runs / "spoken.parquet"), "other")
+    with pytest.raises(seqformer.InputError, match="16 are wanted, 3 are there"):
+        seqformer.align_rows(runs / "ctc", seqformer.read_manifest(runs / "manifest.parquet").head(3))
+    with pytest.raises(seqformer.InputError, match="states 0"):
+        prepare(runs / "ctc", runs / "manifest.parquet", tmp_path / "x.parquet", states=0)
+    assert not (tmp_path / "x.parquet").exists()
