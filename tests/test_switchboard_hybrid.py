@@ -1,5 +1,6 @@
 """The hybrid end to end on made-up recordings: align by a CTC run, train on the states, read texts with a model."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -38,6 +39,7 @@ CTC = {
 STATES = {"name": "framewise", "target": "spoken", "focal": 2.0}
 HYBRID = CTC | {
     "run": "hybrid",
+    "folds": {"kind": "column", "by": "half", "use": 0},
     "hmm": {"states": 2},
     "frontend": {"name": "gammatone", "rate": RATE, "bands": 8, "spec_augment": {"steps": [1, 2], "time_width": 3}},
     "backbone": {"name": "conformer_swb", "dim": 16, "depth": 3, "heads": 1},
@@ -74,26 +76,26 @@ def test_each_fold_learns_from_an_alignment_of_its_own_rows_only(runs):
     schema = table.schema["spoken"].to_schema()
     proofs = [load_targets(runs / "ctc" / f"fold{fold}").fitted_on for fold in (0, 1)]
     assert list(schema) == ["text", *proofs]
+    fit = {"columns": ["spoken"], "text": {"kind": "chars", "vocab": 0, "alphabet": None}, "known": table}
+    fit["hmm"] = {"states": 2, "prior_scale": 0.5, "lexicon": None, "bonus": 0.0, "beam": 100}
     for fold, proof in enumerate(proofs):
-        states = table["spoken"].struct.field(proof)
+        own, states = table.filter(table["half"] != fold), table["spoken"].struct.field(proof)
         assert states.is_null().to_list() == (table["half"] == fold).to_list()
-        assert states.list.len().drop_nulls().to_list() == [
-            -(-n // 80) for n in table.filter(table["half"] != fold)["frames"]
-        ]
-        assert load_targets(runs / "hybrid" / f"fold{fold}").encoders["spoken"].field == proof
-    arguments = ["spoken"], {"kind": "chars", "vocab": 0, "alphabet": None}, table
-    hmm = {"states": 2, "prior_scale": 0.5, "lexicon": None, "bonus": 0.0, "beam": 100}
+        assert states.list.len().drop_nulls().to_list() == [-(-samples // 80) for samples in own["frames"]]
+        encoder = fit_targets(own, **fit).encoders["spoken"]
+        counts = np.bincount(states.explode().drop_nulls().to_numpy(), minlength=encoder.size)
+        assert encoder.field == proof and np.exp(encoder.log_prior) == pytest.approx((counts + 1) / (counts + 1).sum())
+    assert load_targets(runs / "hybrid" / "fold0").encoders["spoken"].field == proofs[0]
     with pytest.raises(seqformer.InputError, match="no states by a model that was trained on the rows of this fold"):
-        fit_targets(table.head(7), *arguments, hmm=hmm)
+        fit_targets(table.head(7), **fit)
+    with pytest.raises(seqformer.InputError, match=r"has state \d+; 4 units of 1 states and silence are 5"):
+        fit_targets(table.filter(table["half"] == 0), **fit | {"hmm": fit["hmm"] | {"states": 1}})
 
 
 def test_a_run_reads_words_with_and_without_a_model(runs):
     run, table = TrainedRun(runs / "hybrid"), seqformer.read_manifest(runs / "spoken.parquet")
     oof = polars.read_parquet(runs / "hybrid" / "oof.parquet")
-    assert (
-        oof["truth"].to_list()
-        == table.filter(table["half"] == 0)["text"].to_list() + table.filter(table["half"] == 1)["text"].to_list()
-    )
+    assert oof["truth"].to_list() == table.filter(table["half"] == 0)["text"].to_list()
     decoder = BeamDecoder(train_kneser_ney(table["text"].to_list(), 2, "words"), weight=3.0)
     for found in (run.predict(table), run.predict(table, decoder=decoder)):
         assert {word for text in found.values() for word in text.split()} <= set(WORDS)
@@ -144,11 +146,23 @@ def test_states_follow_a_recording_that_is_played_faster(runs):
         assert slow.targets["spoken"].tolist() == table["spoken"][row][targets.encoders["spoken"].field]
 
 
+def test_a_hybrid_aligns_its_rows_again(runs):
+    """Every path goes through the text's states in order, with silence only where words may part."""
+    table = seqformer.read_manifest(runs / "spoken.parquet")
+    found, failed = seqformer.align_rows(runs / "hybrid", table)
+    encoder = load_targets(runs / "hybrid" / "fold0").encoders["spoken"]
+    states = found["spoken"].struct.field(encoder.field)
+    assert not failed and states.is_null().to_list() == (table["half"] == 0).to_list()
+    for text, path in zip(found["spoken"].struct.field("text"), states, strict=True):
+        if path is not None:
+            passed = [state for state, _ in itertools.groupby(path) if state]
+            units = encoder.tokenizer.encode(text.replace(" ", ""))
+            assert passed == [state for unit in units for state in encoder.topology.of(unit)]
+
+
 def test_faults_of_prepare_are_one_line(runs, tmp_path):
     with pytest.raises(seqformer.InputError, match="already; name another"):
         prepare(runs / "ctc", runs / "spoken.parquet", tmp_path / "x.parquet")
-    with pytest.raises(seqformer.InputError, match="is no run of CTC over audio"):
-        seqformer.align_rows(runs / "hybrid", seqformer.read_manifest(runs / "spoken.parquet"), "other")
     with pytest.raises(seqformer.InputError, match="16 are wanted, 3 are there"):
         seqformer.align_rows(runs / "ctc", seqformer.read_manifest(runs / "manifest.parquet").head(3))
     with pytest.raises(seqformer.InputError, match="states 0"):

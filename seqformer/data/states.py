@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seqformer.data.text import Tokenizer, load_tokenizer
-from seqformer.decode.hmm import Topology, log_priors, scaled_likelihoods
+from seqformer.decode.hmm import Topology, align_states, log_priors, scaled_likelihoods
 from seqformer.decode.lexicon import Entry, Tree, read_lexicon, spell_words
 from seqformer.decode.word_search import WordSearch
 from seqformer.errors import InputError, first_few
@@ -70,6 +70,20 @@ class States:
             self.search = key, WordSearch(self.tree, model, weight, bonus, self.beam)
         scores = scaled_likelihoods(log_probs, self.log_prior, self.prior_scale)
         return " ".join(self.search[1].read(scores).words)
+
+    def align(self, log_probs: np.ndarray, text: str) -> np.ndarray:
+        """log p(state) (T, states) and what was said -> the state of each frame on the best path.
+
+        Of a word with several pronunciations it is the first. Raises ValueError when the text does not fit.
+        """
+        first = {word: units for word, units in reversed(self.lexicon)}
+        words = [first.get(word) or tuple(self.tokenizer.encode(word)) for word in text.split()]
+        units = [unit for word in words for unit in word]
+        if 0 in units:
+            raise ValueError("a word has a symbol that no unit is for")
+        begins = [not place for word in words for place in range(len(word))]
+        scores = scaled_likelihoods(log_probs, self.log_prior, self.prior_scale)
+        return align_states(scores, units, begins, self.topology)[0]
 
     def state(self) -> dict:
         lexicon = [[word, *map(int, units)] for word, units in self.lexicon]
