@@ -1,5 +1,6 @@
 """seqformer: one Squeezeformer / Conformer family for any feature sequence, trained with k-fold cross-validation."""
 
+from seqformer.alignment import align_rows
 from seqformer.augment.compose import on_example, on_time, on_values
 from seqformer.batch import Batch, Example, collate
 from seqformer.cli import run_command
@@ -11,6 +12,7 @@ from seqformer.data.manifest import read_manifest, write_manifest
 from seqformer.data.store import Store, StoreWriter
 from seqformer.data.table import read_table
 from seqformer.data.targets import Targets
+from seqformer.decode.hmm import stretch_states
 from seqformer.errors import InputError, first_few
 from seqformer.model import SequenceModel, create_backbone, create_model, list_backbones
 from seqformer.pretrained import load_pretrained, push_to_hub, save_pretrained
@@ -31,6 +33,7 @@ __all__ = [
     "StoreWriter",
     "Stream",
     "Targets",
+    "align_rows",
     "collate",
     "create_backbone",
     "create_model",
@@ -54,6 +57,7 @@ __all__ = [
     "resample",
     "run_command",
     "save_pretrained",
+    "stretch_states",
     "write_manifest",
     "write_ragged_submission",
     "write_submission",

@@ -80,6 +80,19 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Hmm:
+    """Hidden Markov states of a target with an alignment; see ``seqformer.data.states``. Not for other targets."""
+
+    states: int = 1  # of each unit, as the alignment was made
+    prior_scale: float = 0.5  # of log p(state), taken off log p(state | frame)
+    lexicon: str | None = (
+        None  # a file, in each line a word, and its units or none; default: the words of the training texts
+    )
+    bonus: float = 0.0  # for each word, where no language model comes with its own
+    beam: int = 1000  # paths after each frame
+
+
+@dataclass(frozen=True)
 class Optim:
     """Optimiser and schedule; ``warmup`` and ``hold`` are shares of all steps. ``name``: adamw or a timm optimiser."""
 
@@ -150,6 +163,7 @@ class Run:
     seed: int = 0
     folds: Folds = field(default_factory=Folds)
     text: Text | None = None
+    hmm: Hmm | None = None
     sampling: Sampling | None = None
     init_from: str | None = None  # a run folder, or the name of one beside this run's: fold k starts from its fold k
     init_skip: list[str] = field(default_factory=list)  # fnmatch patterns of weights that start afresh
@@ -311,6 +325,8 @@ _LIMITS = {
     **dict.fromkeys(("sampling.items", "sampling.until.epoch", "train.awp.size", "teacher.temperature"), _POSITIVE),
     **dict.fromkeys(("train.awp.from_epoch",), _NATURAL),
     **dict.fromkeys(("teacher.weight",), _SHARE),
+    **dict.fromkeys(("hmm.states", "hmm.beam"), _POSITIVE),
+    "hmm.prior_scale": _NATURAL,
 }
 
 

@@ -18,6 +18,7 @@ from seqformer.data.folds import folder_of
 from seqformer.data.lineage import rows_seen
 from seqformer.data.loader import load_batches
 from seqformer.data.sampler import frame_budget, plan_batches
+from seqformer.data.states import States, WordReader
 from seqformer.data.targets import Targets, Units
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.decode.consensus import consensus
@@ -133,6 +134,11 @@ def made_targets(frontend: Part) -> dict[str, int]:
     return {name: frontend.get(word, signature(kind).parameters[word].default) for name, word in keywords.items()}
 
 
+def reader_of(encoder):
+    """What a decoder reads texts with: a target's tokenizer, or a search over words; None where it is no text."""
+    return WordReader(encoder) if isinstance(encoder, States) else getattr(encoder, "tokenizer", None)
+
+
 def build_model(config: Run, targets: Targets, folder: Path | None = None) -> SequenceModel:
     """The model of a config, each head as wide as its target asks.
 
@@ -180,7 +186,7 @@ class TrainedRun:
         """Whether the run turns audio into text."""
         frontend = lookup("frontend", self.config.frontend["name"])
         encoder = load_targets(self.folder / self.names[0]).encoders[main_head(self.config.head)[1]]
-        return isinstance(encoder, Units) and "rate" in parameter_types(frontend)
+        return isinstance(encoder, Units | States) and "rate" in parameter_types(frontend)
 
     def fold(self, name: str) -> SequenceModel:
         """The model of one finished fold (its number, or full), with the tokenizer of its main head.
@@ -218,10 +224,10 @@ class TrainedRun:
     def _read(self, table: "polars.DataFrame", decoder: BeamDecoder) -> dict[str, list[str]]:
         models, targets = zip(*self.folds(), strict=True)
         head, column = main_head(self.config.head)
-        if not isinstance(targets[0].encoders[column], Units):
+        tokenizers = [reader_of(one.encoders[column]) for one in targets]
+        if tokenizers[0] is None:
             raise InputError(f"{self.folder} predicts no texts; a language model, hot words and a beam are for texts")
         dataset = make_dataset(self.config, table, None, getattr(models[0].frontend, "rate", None))
-        tokenizers = [one.encoders[column].tokenizer for one in targets]
         return read_texts(models, tokenizers, dataset, self.config.data, head, decoder)
 
     def predict(

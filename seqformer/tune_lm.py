@@ -12,13 +12,12 @@ import numpy as np
 
 from seqformer.checkpoint import write_file
 from seqformer.data.manifest import read_manifest
-from seqformer.data.targets import Units
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.decode.prefix_beam import Hypothesis
 from seqformer.errors import InputError, first_few
 from seqformer.language_models import hash_model, open_model, refuse_seen
 from seqformer.oof import require_whole
-from seqformer.predict import TrainedRun, load_fold, main_head, make_dataset, score, truth_of
+from seqformer.predict import TrainedRun, load_fold, main_head, make_dataset, reader_of, score, truth_of
 from seqformer.registry import lookup
 from seqformer.transcripts import frame_log_probs
 
@@ -136,7 +135,7 @@ def _numbers(run: TrainedRun) -> list[str]:
 def _read(run: TrainedRun, name: str, table) -> Rows:
     model, targets = load_fold(run.folder / f"fold{name}", run.config, run.device)
     head, column = main_head(run.config.head)
-    if not isinstance(targets.encoders[column], Units):
+    if reader_of(targets.encoders[column]) is None:
         raise InputError(f"{run.folder} predicts no texts; a language model is for texts")
     dataset = make_dataset(run.config, table, targets, getattr(model.frontend, "rate", None))
     found = {}
@@ -144,7 +143,7 @@ def _read(run: TrainedRun, name: str, table) -> Rows:
         found |= dict(zip(ids, heard, strict=True))
     ids, search = [str(row_id) for row_id in dataset.ids], getattr(model.heads[head], "search_frames", None)
     truth = truth_of(dataset, targets, column)
-    return Rows(name, ids, [found[row_id] for row_id in ids], targets.encoders[column].tokenizer, search, truth)
+    return Rows(name, ids, [found[row_id] for row_id in ids], reader_of(targets.encoders[column]), search, truth)
 
 
 def search_rows(fold: Rows, decoder: BeamDecoder) -> list[list[Hypothesis]]:

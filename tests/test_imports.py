@@ -54,12 +54,13 @@ RULES = {
     | {"backbones.presets", "backbones.intermediates", "backbones.encoder"}
     | {"backbones.conformer"},
     "heads": PARTS | {"decode"},
-    "decode": {"nn", "decode"},
+    "decode": {"nn", "decode", "errors"},
     "lm": {"lm", "decode", "data.text", "errors"},
     "model": {"frontends", "backbones", "heads", "registry", "errors"},
     "augment": {"augment", "batch", "registry", "errors"} | {"data.audio", "data.corpus"},  # recordings to mix in
-    "data": DATA,
-    "pretrained": PARTS | {"published", "batch", "data.audio", "data.folder", "data.text", "decode", "model"},
+    "data": DATA | {"decode"},  # for what a hybrid learns and says
+    "pretrained": PARTS
+    | {"published", "batch", "data.audio", "data.folder", "data.text", "decode", "heads.ctc", "model"},
     "published": {"published", "backbones.encoder", "errors"},
     "transcripts": {"data", "decode", "model"},
     "streaming": PARTS | {"model", "decode", "backbones.encoder"},
@@ -81,6 +82,7 @@ RULES = {
     "download": {"errors"},
     "cli_shards": {"data"},
     "cli_download": {"download", "train.log", "errors"},
+    "alignment": PREDICT | {"predict", "oof", "cli"},  # cli opens runs, their plugins with them
     "ensemble": PREDICT | {"predict"},
     "pseudo": PREDICT | {"predict", "oof"},
     "selection": set(),

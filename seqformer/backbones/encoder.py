@@ -106,7 +106,8 @@ class Encoder(nn.Module):
     ``context`` (left, right) limits attention to so many frames of the block's own rate, -1 for no limit; ``causal``
     lets no depthwise convolution see later frames, nor a reduction, but for the published ones. ``long_skip`` adds the
     stem's output to that of every block. ``upsample`` brings the output back to the input's frames by a transposed
-    convolution of the stem's stride.
+    convolution of the stem's stride, and so for heads that read earlier blocks, those in ``upsample_own`` by one of
+    their own.
     ``drop_path`` is the rate of the last block, rising from 0 at the first. ``bias`` (B, H, T, T), T being frames after
     the stem, is added to the attention logits of every block; (B, depth H, T, T) holds one for each block instead.
     Raises ValueError when choices do not go together, InputError for a bias of another shape.
@@ -140,6 +141,7 @@ class Encoder(nn.Module):
         recover_at: int | list[int] | None = None,
         long_skip: bool = False,
         upsample: bool = False,
+        upsample_own: list[int] = (),
         attention_bias: bool = True,
         conv_bias: bool = True,
         ff_bias: bool = True,
@@ -158,6 +160,8 @@ class Encoder(nn.Module):
             raise ValueError("long_skip needs one frame rate throughout: leave reduce_at out")
         if upsample and len(self.reduce_at) > len(self.recover_at):
             raise ValueError("upsample needs a restored frame rate: leave recover_at out, or give it")
+        if any(not upsample or not 0 <= index < depth for index in upsample_own):
+            raise ValueError(f"upsample_own {list(upsample_own)} needs upsample, and blocks below {depth}")
         self.dim, self.heads, self.long_skip = dim, heads, long_skip
         self.stem = make_stem(stem, in_dim, dim, stem_stride, stem_channels, chosen.official)
         self.stride: int = self.stem.stride * 2 ** (len(self.reduce_at) - len(self.recover_at))
@@ -191,6 +195,8 @@ class Encoder(nn.Module):
         self.reductions = nn.ModuleList(TimeReduction(dim, back, drop_odd=chosen.official) for _ in self.reduce_at)
         self.recoveries = nn.ModuleList(TimeRecovery(dim) for _ in self.recover_at)
         self.upsample = TimeUpsample(dim, self.stem.stride, dropout) if upsample else None
+        own = {str(index): TimeUpsample(dim, self.stem.stride, dropout) for index in upsample_own}
+        self.upsample_own = nn.ModuleDict(own)
         if upsample:
             self.stride = 1
         self.needs_table = positions == "xl"
@@ -215,7 +221,7 @@ class Encoder(nn.Module):
             if self.long_skip:
                 x = x + skip
             if keep is not None and index in keep:
-                keep[index] = self._out(x, mask, given)
+                keep[index] = self._out(x, mask, given, index)
         return self._out(x, mask, given)
 
     forward_intermediates = forward_intermediates
@@ -243,10 +249,12 @@ class Encoder(nn.Module):
     def _table(self, x: Tensor) -> Tensor | None:
         return sinusoid_table(x.shape[1], self.dim, x) if self.needs_table else None
 
-    def _out(self, x: Tensor, mask: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+    def _out(self, x: Tensor, mask: Tensor, given: Tensor, index: int | None = None) -> tuple[Tensor, Tensor]:
         """Frames as they leave: at the input's rate where that is asked for, padding zeroed."""
         if self.upsample is not None:
-            x, mask = self.upsample(x, given.shape[1]), given
+            own = f"{index}" in self.upsample_own
+            upsample = self.upsample_own[f"{index}"] if own else self.upsample
+            x, mask = upsample(x, given.shape[1]), given
         return zero_padding(x, mask), mask
 
 

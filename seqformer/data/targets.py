@@ -2,7 +2,8 @@
 
 A head names its target column; the column's type says what it is: text (with a ``text`` section in the config) ->
 units (U,), other text, a whole number or true/false -> a class number, a number -> a value, a list -> one class or
-value a frame (T,), a list as long in every row by its type (``polars.Array``) -> values of the item (K,). A categorical
+value a frame (T,), a list as long in every row by its type (``polars.Array``) -> values of the item (K,), a struct of a
+text and lists -> hidden Markov states of frames (see ``seqformer.data.states``). A categorical
 column is always one of classes, so that a run with a ``text`` section can have both. Each kind has ``size`` (outputs of
 the head), ``axes`` (for collate), ``encode`` (column value -> array for the loss), ``decode`` (the head's prediction ->
 what is written to files) and ``truth`` (column value -> what a metric compares to). An empty value is not scored (class
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seqformer.data.manifest import as_text, plain_text
+from seqformer.data.states import TEXT, States, fit_states
 from seqformer.data.text import Tokenizer, fit_tokenizer, load_tokenizer, unknown_symbols
 from seqformer.errors import InputError, first_few, nearest
 
@@ -165,7 +167,7 @@ class Targets:
             raise InputError(f"damaged targets: {error}") from error
 
 
-def _load_encoder(state: dict) -> Classes | Units | Values | Made:
+def _load_encoder(state: dict) -> Classes | Units | Values | Made | States:
     if state["kind"] == "units":
         return Units(load_tokenizer(state["tokenizer"]))
     if state["kind"] == "classes":
@@ -174,7 +176,9 @@ def _load_encoder(state: dict) -> Classes | Units | Values | Made:
         return Values(state["size"], state["axes"], state["whole"])
     if state["kind"] == "made":
         return Made(state["size"])
-    raise InputError(f"unknown kind of target {state['kind']!r}; known: classes, made, units, values")
+    if state["kind"] == "states":
+        return States.from_state(state)
+    raise InputError(f"unknown kind of target {state['kind']!r}; known: classes, made, states, units, values")
 
 
 def fit_targets(
@@ -183,13 +187,14 @@ def fit_targets(
     text: dict | None,
     known: "polars.DataFrame",
     weights: list[str] = (),
+    hmm: dict | None = None,
 ) -> Targets:
     """Fit an encoder for each target column on the training rows of a fold.
 
     ``text`` holds the keywords of fit_tokenizer, or is None. Names and number of classes, and whether a text is there
     at all, are seen on all rows, ``known``: they are the question, not something learned. ``weights`` names columns of
-    loss weights, which travel with the targets as values, whole numbers too. Raises InputError naming the column and
-    what it holds, or the rows at fault.
+    loss weights, which travel with the targets as values, whole numbers too; ``hmm`` are settings of fit_states. Raises
+    InputError naming the column and what it holds, or the rows at fault.
     """
     encoders = {}
     for column in columns:
@@ -197,18 +202,18 @@ def fit_targets(
             raise InputError(
                 f"the head's target {column!r} is no column of the manifest; {nearest(column, train.columns)}"
             )
-        encoders[column] = _fit_column(train, column, text, known)
+        encoders[column] = _fit_column(train, column, text, known, hmm)
     for column in weights:
         if column in columns:
             raise InputError(f"column {column!r} cannot be both a target and the weights of one")
         encoders[column] = _fit_weights(known, column)
-    if text is not None and not any(isinstance(encoder, Units) for encoder in encoders.values()):
+    if text is not None and not any(isinstance(encoder, Units | States) for encoder in encoders.values()):
         found = ", ".join(f"{column!r} ({train[column].dtype})" for column in columns)
         raise InputError(f"the config has a text section, but no target holds text: {found}")
     return Targets(encoders, fingerprint(train["id"]))
 
 
-def _fit_column(train, column: str, text: dict | None, known) -> Classes | Units | Values:
+def _fit_column(train, column: str, text: dict | None, known, hmm: dict | None) -> Classes | Units | Values | States:
     import polars
 
     values = known[column]
@@ -217,6 +222,8 @@ def _fit_column(train, column: str, text: dict | None, known) -> Classes | Units
         raise InputError(f"column {column!r} is empty in every row")
     if dtype == polars.String and text is not None:
         return Units(_fit_text(train, column, text, known))
+    if isinstance(dtype, polars.Struct):
+        return _fit_states(train, column, text, known, hmm)
     if dtype == polars.Enum:  # its order is meant, and so is a class without rows
         return Classes(dtype.categories.to_list())
     if dtype in (polars.String, polars.Categorical, polars.Boolean) or dtype.is_integer():
@@ -228,6 +235,18 @@ def _fit_column(train, column: str, text: dict | None, known) -> Classes | Units
     if dtype.is_numeric():
         return Values(1, "", whole=False)
     raise InputError(f"column {column!r} holds {dtype}; a target is text, a number, true/false or a list of numbers")
+
+
+def _fit_states(train, column: str, text: dict | None, known, hmm: dict | None) -> States:
+    import polars
+
+    fields = known[column].dtype.to_schema()
+    if fields.get(TEXT) != polars.String or text is None or hmm is None:
+        needs = "a text and states of frames" if fields.get(TEXT) != polars.String else "the config's text and hmm"
+        raise InputError(f"column {column!r} holds {known[column].dtype}; as a target of frames it needs {needs}")
+    texts = [frame.select("id", polars.col(column).struct.field(TEXT)) for frame in (train, known)]
+    tokenizer = _fit_text(texts[0], TEXT, text, texts[1])
+    return fit_states(train[column], train["id"], fingerprint(train["id"]), tokenizer, hmm)
 
 
 def _fit_text(train, column: str, text: dict, known) -> Tokenizer:

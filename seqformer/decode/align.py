@@ -37,7 +37,9 @@ def align(log_probs: np.ndarray, units: Sequence[int], blank: int = 0) -> tuple[
         raise ValueError(f"{len(units)} units, {repeats} of them repeats, do not fit into {len(log_probs)} frames")
     states = np.full(2 * len(units) + 1, blank)
     states[1::2] = units
-    path, log_p = _viterbi(log_probs, states, blank)
+    skips = np.zeros(len(states), bool)
+    skips[2:] = (states[2:] != blank) & (states[2:] != states[:-2])
+    path, log_p = viterbi(log_probs, states, skips)
     spans = []
     for place, unit in enumerate(units):
         frames = np.flatnonzero(path == 2 * place + 1)
@@ -46,12 +48,14 @@ def align(log_probs: np.ndarray, units: Sequence[int], blank: int = 0) -> tuple[
     return spans, log_p
 
 
-def _viterbi(log_probs: np.ndarray, states: np.ndarray, blank: int) -> tuple[np.ndarray, float]:
-    """The best state in each frame (T,), a place in ``states`` (S,), and the path's log-probability."""
+def viterbi(log_probs: np.ndarray, states: np.ndarray, skips: np.ndarray) -> tuple[np.ndarray, float]:
+    """The best state in each frame (T,), a place in ``states`` (S,), and the path's log-probability.
+
+    A path begins in one of the first two states and ends in one of the last two; a state follows itself, the one
+    before and, where ``skips`` (S,), the one two before.
+    """
     if not len(log_probs):
         return np.empty(0, int), 0.0
-    skips = np.zeros(len(states), bool)  # states that may follow the one two before
-    skips[2:] = (states[2:] != blank) & (states[2:] != states[:-2])
     score = np.full(len(states), -np.inf)
     score[:2] = log_probs[0, states[:2]]
     steps = np.zeros((len(log_probs), len(states)), int)

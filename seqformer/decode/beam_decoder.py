@@ -8,6 +8,7 @@ import numpy as np
 
 from seqformer.decode.fusion import Fusion, LanguageModel
 from seqformer.decode.prefix_beam import Guide, Hypothesis, prefix_beam
+from seqformer.errors import InputError
 
 
 class Tokenizer(Protocol):
@@ -60,6 +61,10 @@ class BeamDecoder:
         self, heard: Sequence[np.ndarray], tokenizer: Tokenizer, search: Search | None = None
     ) -> list[list[Hypothesis]]:
         """The texts in the order of the search."""
+        if hasattr(tokenizer, "hypotheses"):  # a search over a lexicon's words
+            if self.words or self.rescorer:
+                raise InputError("hot words and rescoring are for ctc and transducer; a hybrid's search has neither")
+            return [tokenizer.hypotheses(item, self.model, self.weight, self.bonus) for item in heard]
         guide = self.guide(tokenizer)
         if search is not None:
             return search(heard, self.beam, guide)

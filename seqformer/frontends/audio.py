@@ -87,6 +87,53 @@ class SpecAugment(nn.Module):
         return x.masked_fill(_covered(start, width, F)[:, None, :], 0)
 
 
+class SteppedSpecAugment(nn.Module):
+    """SpecAugment in three strengths, s = 0, 1, 2: x (B, T, F), mask (B, T) -> (B, T, F), masked with 0 in training.
+
+    s is 1 after ``steps[0]`` updates and 2 after ``steps[1]``. Each item gets between s and max(frames // 100, 2) m
+    time masks of 1 to ``time_width`` frames, and between s and 2 m of 1 to ``freq_width`` bins, where m is 1, 2, 4.
+    Draws are as in SpecAugment; the trainer says in ``begin_step`` which update begins, so that no checkpoint holds it.
+    Source: the configs of Zeineldeen et al. 2022.
+    """
+
+    def __init__(self, steps: tuple[int, int], time_width: int = 20, freq_width: int = 8):
+        super().__init__()
+        self.steps, self.time_width, self.freq_width = tuple(steps), time_width, freq_width
+        self.strength = 0
+
+    def begin_step(self, step: int) -> None:
+        self.strength = sum(step >= first for first in self.steps)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        T, F = x.shape[1:]
+        frames, least, factor = lengths_of(mask), self.strength, (1, 2, 4)[self.strength]
+        bins, most = torch.full_like(frames, F), (frames // 100).clamp(min=2) * factor
+        # Bins first: how many numbers time masks take depends on how far the batch is padded.
+        hidden_BF = self._drawn(bins, torch.full_like(frames, 2 * factor), 2 * factor, least, self.freq_width, F)
+        hidden_BT = self._drawn(frames, most, max(T // 100, 2) * factor, least, self.time_width, T)
+        return x.masked_fill(hidden_BT[:, :, None] | hidden_BF[:, None, :], 0)
+
+    @staticmethod
+    def _drawn(sizes: Tensor, most: Tensor, rows: int, least: int, width: int, size: int) -> Tensor:
+        """Spans drawn within ``sizes`` (B,), between ``least`` and ``most`` (B,) of them -> (B, size), True inside."""
+        count = least + (torch.rand(len(sizes), device=sizes.device) * (most - least + 1)).floor()
+        # One row of numbers after another: those of a span are the same however many rows follow.
+        drawn_R2B = torch.rand(rows, 2, len(sizes), device=sizes.device)
+        wide = torch.minimum((drawn_R2B[:, 0] * width).floor() + 1, sizes)
+        start = (drawn_R2B[:, 1] * (sizes - wide + 1)).floor()
+        wide = wide.masked_fill(torch.arange(rows, device=sizes.device)[:, None] >= count, 0)
+        return _covered(start.T, wide.T, size)
+
+
+def make_spec_augment(keywords: dict[str, Any] | None) -> nn.Module | None:
+    """SpecAugment or, with ``steps``, SteppedSpecAugment; None without keywords."""
+    if not keywords:
+        return None
+    return SteppedSpecAugment(**keywords) if "steps" in keywords else SpecAugment(**keywords)
+
+
 def _covered(start: Tensor, width: Tensor, size: int) -> Tensor:
     """Spans (B, n) -> (B, size), True inside any of an item's n spans."""
     position = torch.arange(size, device=start.device)
@@ -104,8 +151,9 @@ class LogMel(nn.Module):
     floor(N / hop), at least 1. ``dither`` adds Gaussian noise of that deviation to the samples in training only.
     ``normalize``: ``utterance`` takes one mean and deviation of an item (Squeezeformer), ``bin`` one per mel bin,
     ``none`` neither; both count the item's real frames only, and the deviation divides by their count less
-    ``correction`` (1: the sample deviation). ``spec_augment``: keywords of SpecAugment, or None. The scale of the
-    samples matters only through the floor and the dither. Raises InputError where ``fft`` is shorter than the window.
+    ``correction`` (1: the sample deviation). ``spec_augment``: keywords of SpecAugment or SteppedSpecAugment, or None.
+    The scale of the samples matters only through the floor and the dither. Raises InputError where ``fft`` is shorter
+    than the window.
 
     The defaults are our own; ``seqformer.published.features`` gives the keywords of published models. The official
     Squeezeformer features are ``top_db=80, floor=1e-20`` but for their ends, which reflect the samples and may count
@@ -148,7 +196,7 @@ class LogMel(nn.Module):
         self.register_buffer("taper", torch.hann_window(self.window, periodic=periodic), persistent=False)
         filters = mel_filters(mels, self.fft, rate, low_hz, high_hz or rate / 2, mel_scale, mel_norm)
         self.register_buffer("filters", filters, persistent=False)
-        self.spec_augment = SpecAugment(**spec_augment) if spec_augment else None
+        self.spec_augment = make_spec_augment(spec_augment)
 
     def forward(self, inputs: dict[str, Tensor], mask: Tensor) -> Features:
         x, frame_mask = zero_padding(inputs["x"].float(), mask), self._frame_mask(mask)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from seqformer.errors import InputError
-from seqformer.frontends.audio import SpecAugment, normalize_frames
+from seqformer.frontends.audio import make_spec_augment, normalize_frames
 from seqformer.frontends.features import Features
 from seqformer.nn.mask import stride_mask, strided, zero_padding
 from seqformer.registry import register
@@ -95,7 +95,7 @@ class Gammatone(nn.Module):
         self.reach = (left + self.past + 1, self.window - left - 1)  # samples, as of logmel
         spectrum = torch.fft.rfft(filters, n=self.fft).to(torch.complex64)
         self.register_buffer("spectrum", spectrum, persistent=False)
-        self.spec_augment = SpecAugment(**spec_augment) if spec_augment else None
+        self.spec_augment = make_spec_augment(spec_augment)
 
     def forward(self, inputs: dict[str, Tensor], mask: Tensor) -> Features:
         x, frame_mask = zero_padding(inputs["x"].float(), mask), stride_mask(mask, self.hop)

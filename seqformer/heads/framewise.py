@@ -79,6 +79,8 @@ class Framewise(nn.Module):
         ``weight`` is (B,), (B, T) or, of values, (B, T, vocab). Raises ValueError when targets and frames differ in
         number: the backbone's stride must be 1.
         """
+        if not targets.shape[1]:  # rows that are validated by another column have none
+            return self.linear.weight.float().sum() * 0
         if targets.shape[1] != x.shape[1]:
             raise ValueError(f"{targets.shape[1]} target frames for {x.shape[1]} frames: use a backbone of stride 1")
         logits = self(x, mask)
@@ -95,6 +97,11 @@ class Framewise(nn.Module):
     def fit(self):
         """``fit(targets)`` with those of a fold's training rows; there is none but for the criterion smbr."""
         return self.bigram.fit
+
+    def log_probs(self, x: Tensor, mask: Tensor) -> list[Tensor]:
+        """log p(class) in the frames of each item (T, vocab), float32: what a search over texts takes."""
+        log_probs = self(x, mask).float().log_softmax(dim=-1)
+        return [item[keep] for item, keep in zip(log_probs, mask, strict=True)]
 
     def predict(self, x: Tensor, mask: Tensor) -> list[np.ndarray]:
         """For each item, (frames, vocab) class probabilities or values (of ``bce``, probabilities), float32."""

@@ -99,18 +99,19 @@ class Conv2dStem(nn.Module):
 class VGGStem(nn.Module):
     """The front of the Switchboard hybrid: four 3x3 convolutions with Swish, the last strided in time, and a linear.
 
-    Features are halved by max-pooling after the first. Source: Zeineldeen et al. 2022 (arXiv 2111.03442), its configs.
+    ``channels`` are those of the first and the last; the two between have twice as many. Features are halved by
+    max-pooling after the first. Source: Zeineldeen et al. 2022 (arXiv 2111.03442), its configs.
     """
 
-    def __init__(self, in_dim: int, dim: int, stride: int = 3):
+    def __init__(self, in_dim: int, dim: int, stride: int = 3, channels: int = 32):
         super().__init__()
         self.stride, self.reach = stride, (3, 5)
-        sizes = [(1, 32), (32, 64), (64, 64)]
+        sizes = [(1, channels), (channels, 2 * channels), (2 * channels, 2 * channels)]
         self.convs = nn.ModuleList(nn.Conv2d(inner, outer, 3, padding=1) for inner, outer in sizes)
         # No padding before: frame j sees 3j, 3j + 1, 3j + 2, whatever the length (TensorFlow's 'same' does so where
         # the length is a multiple of the stride).
-        self.last = nn.Conv2d(64, 32, 3, stride=(stride, 1), padding=(0, 1))
-        self.linear = nn.Linear(in_dim // 2 * 32, dim, bias=False)
+        self.last = nn.Conv2d(2 * channels, channels, 3, stride=(stride, 1), padding=(0, 1))
+        self.linear = nn.Linear(in_dim // 2 * channels, dim, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         x = x[..., None]
@@ -158,7 +159,8 @@ def make_stem(
 ) -> nn.Module:
     """The stem of a kind: a module with ``stride`` and (x, mask) -> (x, mask).
 
-    ``stride`` None is the kind's usual one; ``channels`` is the inner width of the convolutions, ``dim`` by default.
+    ``stride`` None is the kind's usual one; ``channels`` is the inner width of the convolutions, by default ``dim``, of
+    ``vgg`` 32.
     Raises ValueError on a stride that the kind does not have.
     """
     usual = STRIDES[kind]
@@ -173,7 +175,7 @@ def make_stem(
     if kind == "linear":
         return LinearStem(in_dim, dim)
     if kind == "vgg":
-        return VGGStem(in_dim, dim, stride)
+        return VGGStem(in_dim, dim, stride, channels or 32)
     if kind == "signal":
         return SignalStem(in_dim, dim, stride, channels)
     return Conv2dStem(in_dim, dim, stride, channels, kind == "depthwise_conv2d", official)

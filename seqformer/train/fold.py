@@ -84,7 +84,8 @@ def fold_targets(config: Run, folder: Path, own: "polars.DataFrame", table: "pol
     made = made_targets(config.frontend)
     columns = [name for name in dict.fromkeys(map(head_target, heads)) if name not in made]
     weights = list(dict.fromkeys(part["weights"] for part in heads if part.get("weights")))
-    targets = fit_targets(own, columns, asdict(config.text) if config.text else None, table, weights)
+    text, hmm = (asdict(part) if part else None for part in (config.text, config.hmm))
+    targets = fit_targets(own, columns, text, table, weights, hmm)
     used = made.keys() & set(map(head_target, heads))
     return Targets({name: Made(made[name]) for name in sorted(used)} | targets.encoders, targets.fitted_on)
 

@@ -112,7 +112,7 @@ class FoldTrainer:
         while not at.finished:
             self.meter, batches = Meter(), self.plan()
             self.model.train()
-            self.begin_epoch()
+            self.tell("begin_epoch", self.at.epoch)
             for group, waited in self.groups(batches):
                 yield Work(group, waited, (at.epoch + (at.batch + len(group)) / len(batches)) / train.epochs)
                 self.job.log.progress(f"fold {self.job.name} batches", at.batch, len(batches))
@@ -127,14 +127,15 @@ class FoldTrainer:
             self.save("last")
             self.job.log.epoch(self.job.name, at.epoch, train.epochs, self.meter)
 
-    def begin_epoch(self) -> None:
-        """Tell every module that wants to know (``begin_epoch(epoch)``) which epoch begins, or goes on after a resume.
+    def tell(self, what: str, number: int) -> None:
+        """Tell every module that wants to know (``begin_epoch(epoch)``, ``begin_step(step)``) what begins, or goes on
+        after a resume.
 
-        What a module does then must be a function of the epoch: no checkpoint holds it.
+        What a module does then must be a function of the number: no checkpoint holds it.
         """
         for module in self.job.model.modules():
-            if hasattr(module, "begin_epoch"):
-                module.begin_epoch(self.at.epoch)
+            if hasattr(module, what):
+                getattr(module, what)(number)
 
     def step(self, work: Work) -> dict[str, float]:
         """One optimiser step over the batches of a group; logs and returns its values."""
@@ -144,6 +145,7 @@ class FoldTrainer:
             parameters["lr"] = lr * parameters["lr_scale"]
         if self.buffers:
             torch._foreach_copy_(self.before, self.buffers)
+        self.tell("begin_step", self.at.step)
         items, loss, infeasible = self.all_ranks(sum(float(batch.weight.sum()) for batch in group)), 0.0, 0
         asked = {"logits": self.job.teacher.head} if self.job.teacher else {}
         for clean in self.passes():
