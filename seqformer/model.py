@@ -109,7 +109,7 @@ class SequenceModel(nn.Module):
     def check_log_probs(self, name: str) -> None:
         """Raise InputError unless the head ``name`` gives log-probabilities of units in frames."""
         if not hasattr(self.heads[name], "log_probs"):
-            raise InputError(f"head {name} gives no probabilities of units; a beam search is for ctc and transducer")
+            raise InputError(f"head {name} gives no probabilities of units in frames, as ctc does")
 
     @torch.no_grad()
     def outputs(self, batch, name: str) -> list[Tensor]:

@@ -59,8 +59,7 @@ def load_pretrained(source: str | Path, strict: bool = True) -> SequenceModel:
 def transcribe_files(model: SequenceModel, files: list[str], decoder: BeamDecoder | None = None) -> dict[str, str]:
     """{file: what a CTC or transducer model with a tokenizer reads from it}, one at a time, greedily or with a decoder.
 
-    Raises InputError when the model takes no audio, has no such head or no tokenizer, a decoder is given for a
-    transducer, or a file cannot be read.
+    Raises InputError when the model takes no audio, has no such head or no tokenizer, or a file cannot be read.
     """
     rate, head = getattr(model.frontend, "rate", None), model.text_head
     if rate is None or head is None or model.tokenizer is None:
@@ -73,8 +72,9 @@ def transcribe_files(model: SequenceModel, files: list[str], decoder: BeamDecode
         if decoder is None:
             found[file] = model.tokenizer.decode(model.predict(batch)[head][0])
         else:
-            log_probs = [item.cpu().numpy() for item in model.log_probs(batch, head)]
-            (found[file],) = decoder.texts(log_probs, model.tokenizer)
+            heard = [item.cpu().numpy() for item in model.heard(batch, head)]
+            search = getattr(model.heads[head], "search_frames", None)
+            (found[file],) = decoder.texts(heard, model.tokenizer, search)
     return found
 
 
