@@ -151,8 +151,9 @@ def build_model(config: Run, targets: Targets, folder: Path | None = None) -> Se
     heads = {name: {"vocab": targets.encoders[head_target(part)].size} | part for name, part in parts.items()}
     model = create_model(config.frontend, backbone, heads)
     for head in model.heads.values():
-        if hasattr(head, "spellings"):
-            head.spellings = targets.encoders[head.target].tokenizer.spellings()
+        encoder = targets.encoders[head.target]
+        if hasattr(head, "spellings") and isinstance(encoder, Units):
+            head.spellings = encoder.tokenizer.spellings()
     return model
 
 
