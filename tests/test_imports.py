@@ -54,7 +54,7 @@ RULES = {
     | {"backbones.presets", "backbones.intermediates", "backbones.encoder"}
     | {"backbones.conformer"},
     "heads": PARTS | {"decode"},
-    "decode": {"nn", "decode"},
+    "decode": {"nn", "decode", "errors"},
     "lm": {"lm", "decode", "data.text", "errors"},
     "model": {"frontends", "backbones", "heads", "registry", "errors"},
     "augment": {"augment", "batch", "registry", "errors"},
