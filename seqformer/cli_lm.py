@@ -157,6 +157,36 @@ def tune(
         log.table(f"{path}: {found['rows']} rows", names, tried)
 
 
+@app.command()
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="A finished run, such as runs/demo.")],
+    lm: Lm = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write, <run>/confidence.json by default.")] = None,
+    beam: Annotated[int, typer.Option(help="Prefixes of the beam search, if the file of lm tune says none.")] = 16,
+    rows: Annotated[int, typer.Option(help="At most so many rows.")] = 1000,
+) -> None:
+    """How sure words are and how often right, on rows that the fold which reads them was not trained on."""
+    from seqformer.cli import open_run
+    from seqformer.train.log import RunLog
+    from seqformer.word_confidence import calibrate_words
+
+    if beam < 1 or rows < 1:
+        raise InputError(f"--beam {beam}, --rows {rows}: expected 1 or more")
+    path = out or run / "confidence.json"
+    found = calibrate_words(open_run(run), lm, path, beam, rows)
+    after = {one["from"]: one for one in found["table_after"]}
+    lines = []
+    for start in sorted({one["from"] for one in found["table"]} | after.keys()):
+        sides = [next((one for one in found["table"] if one["from"] == start), None), after.get(start)]
+        cells = [[str(one["words"]), f"{one['confidence']:.3f}", f"{one['right']:.3f}"] if one else [""] * 3
+                 for one in sides]  # fmt: skip
+        lines.append([f"{start:g}", *cells[0], *cells[1]])
+    lines.append(["error", "", "", f"{found['before']:.4f}", "", "", f"{found['after']:.4f}"])
+    names = ["from", *["words", "confidence", "right"], *["words, calibrated", "confidence", "right"]]
+    with RunLog(None) as log:
+        log.table(f"{path}: {found['words']} words", names, lines)
+
+
 def read_lines(path: Path) -> list[str]:
     """Lines of a text that are not empty."""
     try:
