@@ -12,6 +12,7 @@ import typer
 from seqformer.cli_download import download
 from seqformer.cli_lm import (
     Beam,
+    Decoder,
     Hot,
     HotBonus,
     LengthBonus,
@@ -80,13 +81,16 @@ def predict(
     rescore: Rescore = None,
     rescore_weight: RescoreWeight = None,
     rescore_bonus: RescoreBonus = None,
+    decoder: Decoder = None,
 ) -> None:
     """Predict the rows of a manifest with all finished folds of one run, several runs or a blend together."""
     import polars
 
     from seqformer.train.crossval import write_table
 
-    decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus)
+    decoder = make_decoder(
+        lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus, decoder
+    )
     trained, table = open_runs(runs), read_rows(manifest, where)
     found = trained.predict(table, tta, decoder)
     values = [value if isinstance(value, str) else value.tolist() for value in found.values()]
@@ -111,10 +115,11 @@ def score(
     rescore: Rescore = None,
     rescore_weight: RescoreWeight = None,
     rescore_bonus: RescoreBonus = None,
+    decoder: Decoder = None,
 ) -> None:
     """Score the ensemble of a run's folds, of several runs or of a blend on rows that no fold was trained on."""
     trained, table = open_runs(runs), read_rows(manifest, where)
-    given = lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus
+    given = lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus, decoder
     decoder = make_decoder(*given, rows=[] if seen else table["id"].to_list())
     name, value, rows = trained.score(table, seen, tta, decoder)
     folds = sum(len(run.names) for run in getattr(trained, "runs", [trained]))

@@ -22,6 +22,7 @@ Rescore = Annotated[
     typer.Option(help="A model to order the texts of the beam by: an ARPA file, or a run that learned texts."),
 ]
 RescoreWeight = Annotated[float | None, typer.Option(help="Of that model, 0.3 if it was not tuned.")]
+Decoder = Annotated[str | None, typer.Option(help="flashlight, or flashlight:LEXICON, in place of our own beam.")]
 RescoreBonus = Annotated[float | None, typer.Option(help="For each word, beside that model.")]
 
 
@@ -35,6 +36,7 @@ def make_decoder(
     rescore: Path | None = None,
     rescore_weight: float | None = None,
     rescore_bonus: float | None = None,
+    decoder: str | None = None,
     rows: Sequence[str] = (),
 ):
     """The decoder that the options of a command describe; None, greedy decoding, when there are none.
@@ -44,6 +46,7 @@ def make_decoder(
     """
     from seqformer.decode.beam_decoder import BeamDecoder
     from seqformer.language_models import open_model
+    from seqformer.lm.flashlight import Flashlight
     from seqformer.tune_lm import read_lm
 
     if lm is None and (weight is not None or bonus is not None):
@@ -60,8 +63,12 @@ def make_decoder(
     settings |= {"rescorer": open_model(rescore, rows)} if rescore else {}
     if "rescorer" not in settings and (rescore_weight is not None or rescore_bonus is not None):
         raise InputError("--rescore-weight and --rescore-bonus are of a second language model: --rescore")
-    if lm is None and beam is None and hot is None and rescore is None:
+    if lm is None and beam is None and hot is None and rescore is None and decoder is None:
         return None
+    engine, colon, lexicon = (decoder or "beam").partition(":")
+    if engine not in ("beam", "flashlight") or (colon and (engine == "beam" or not lexicon)):
+        raise InputError(f"--decoder {decoder}: expected beam, flashlight or flashlight:LEXICON")
+    settings |= {"engine": Flashlight(lexicon or None)} if engine == "flashlight" else {}
     words = tuple(word.strip() for word in (hot or "").split(",") if word.strip())
     settings |= {name: value for name, value in given.items() if value is not None}
     return BeamDecoder(model, words=words, hot=hot_bonus, **settings)
@@ -148,6 +155,36 @@ def tune(
     names = ["weight", "bonus", "of rescoring", "its bonus", found["metric"]]
     with RunLog(None) as log:
         log.table(f"{path}: {found['rows']} rows", names, tried)
+
+
+@app.command()
+def calibrate(
+    run: Annotated[Path, typer.Argument(help="A finished run, such as runs/demo.")],
+    lm: Lm = None,
+    out: Annotated[Path | None, typer.Option(help="The file to write, <run>/confidence.json by default.")] = None,
+    beam: Annotated[int, typer.Option(help="Prefixes of the beam search, if the file of lm tune says none.")] = 16,
+    rows: Annotated[int, typer.Option(help="At most so many rows.")] = 1000,
+) -> None:
+    """How sure words are and how often right, on rows that the fold which reads them was not trained on."""
+    from seqformer.cli import open_run
+    from seqformer.train.log import RunLog
+    from seqformer.word_confidence import calibrate_words
+
+    if beam < 1 or rows < 1:
+        raise InputError(f"--beam {beam}, --rows {rows}: expected 1 or more")
+    path = out or run / "confidence.json"
+    found = calibrate_words(open_run(run), lm, path, beam, rows)
+    after = {one["from"]: one for one in found["table_after"]}
+    lines = []
+    for start in sorted({one["from"] for one in found["table"]} | after.keys()):
+        sides = [next((one for one in found["table"] if one["from"] == start), None), after.get(start)]
+        cells = [[str(one["words"]), f"{one['confidence']:.3f}", f"{one['right']:.3f}"] if one else [""] * 3
+                 for one in sides]  # fmt: skip
+        lines.append([f"{start:g}", *cells[0], *cells[1]])
+    lines.append(["error", "", "", f"{found['before']:.4f}", "", "", f"{found['after']:.4f}"])
+    names = ["from", *["words", "confidence", "right"], *["words, calibrated", "confidence", "right"]]
+    with RunLog(None) as log:
+        log.table(f"{path}: {found['words']} words", names, lines)
 
 
 def read_lines(path: Path) -> list[str]:

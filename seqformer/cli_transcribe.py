@@ -7,6 +7,7 @@ import typer
 
 from seqformer.cli_lm import (
     Beam,
+    Decoder,
     Hot,
     HotBonus,
     LengthBonus,
@@ -39,6 +40,7 @@ def transcribe(
     rescore: Rescore = None,
     rescore_weight: RescoreWeight = None,
     rescore_bonus: RescoreBonus = None,
+    decoder: Decoder = None,
 ) -> None:
     """Print the text of audio files, one line each, or of audio as it comes."""
     from seqformer.cli import open_run
@@ -47,12 +49,21 @@ def transcribe(
     if stream == bool(files):
         raise InputError("transcribe reads files, or standard input with --stream: name one of them")
     given = {"--window": window, "--overlap": overlap, "--srt": srt, "--vtt": vtt, "--ctm": ctm}
-    given |= {"--textgrid": textgrid, "--lm": lm, "--beam": beam, "--hot": hot, "--rescore": rescore}
+    given |= {
+        "--textgrid": textgrid,
+        "--lm": lm,
+        "--beam": beam,
+        "--hot": hot,
+        "--rescore": rescore,
+        "--decoder": decoder,
+    }
     wrong = [name for name, value in given.items() if value is not None]
     if stream and wrong:
         raise InputError(f"--stream prints what it hears at once, unit by unit; it does not go with {wrong[0]}")
-    decoder = make_decoder(lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus)
-    reading = Reading(window, 5.0 if overlap is None else overlap, decoder)
+    search = make_decoder(
+        lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus, decoder
+    )
+    reading = Reading(window, 5.0 if overlap is None else overlap, search)
     run = open_run(Path(model)) if (Path(model) / "folds.parquet").is_file() else None
     if run is not None and not run.transcribes:
         raise InputError(f"{model} turns no audio into text: its frontend or its head is for something else")

@@ -76,7 +76,9 @@ RULES = {
     "oof": PREDICT | {"predict"},
     "language_models": PREDICT | {"predict", "oof", "lm"},
     "tune_lm": PREDICT | {"predict", "oof", "lm", "language_models"},
-    "cli_lm": {"cli", "decode", "lm", "tune_lm", "language_models", "data.manifest", "train.log", "errors"},
+    "word_confidence": PREDICT | {"predict", "tune_lm", "language_models"},
+    "cli_lm": {"cli", "decode", "lm", "tune_lm", "language_models", "word_confidence", "data.manifest"}
+    | {"train.log", "errors"},
     "cli_student": {"cli", "cli_lm", "config", "decode", "student", "errors"},
     "cli_transcribe": {"cli", "cli_lm", "transcribe", "errors"},
     "download": {"errors"},

@@ -22,6 +22,13 @@ class TextModel(Protocol):
         """log p of each whole text, its end included."""
 
 
+class Engine(Protocol):
+    def search(
+        self, heard: Sequence[np.ndarray], tokenizer: Tokenizer, decoder: "BeamDecoder"
+    ) -> list[list[Hypothesis]]:
+        """What ``BeamDecoder.first_pass`` gives."""
+
+
 Search = Callable[[Sequence[np.ndarray], int, Guide | None], list[list[Hypothesis]]]  # items, beam, guide
 
 
@@ -29,7 +36,8 @@ Search = Callable[[Sequence[np.ndarray], int, Guide | None], list[list[Hypothesi
 class BeamDecoder:
     """What ``prefix_beam`` and ``Fusion`` are given, the first pass, and what orders the texts it found, the second.
 
-    The second adds ``rescore_weight`` log p of a whole text by ``rescorer``, and ``rescore_bonus`` for each word.
+    ``engine`` searches in place of our own prefix beam. The second pass adds ``rescore_weight`` log p of a whole text
+    by ``rescorer``, and ``rescore_bonus`` for each word.
     """
 
     model: LanguageModel | None = None
@@ -43,6 +51,7 @@ class BeamDecoder:
     rescorer: TextModel | None = None
     rescore_weight: float = 0.3
     rescore_bonus: float = 0.0
+    engine: Engine | None = None
 
     def hypotheses(
         self, heard: Sequence[np.ndarray], tokenizer: Tokenizer, search: Search | None = None
@@ -65,6 +74,12 @@ class BeamDecoder:
             if self.words or self.rescorer:
                 raise InputError("hot words and rescoring are for ctc and transducer; a hybrid's search has neither")
             return [tokenizer.hypotheses(item, self.model, self.weight, self.bonus) for item in heard]
+        if self.engine is not None:
+            if search is not None:
+                raise InputError(
+                    "--decoder flashlight searches what a CTC head gives; a transducer has a search of its own"
+                )
+            return self.engine.search(heard, tokenizer, self)
         guide = self.guide(tokenizer)
         if search is not None:
             return search(heard, self.beam, guide)

@@ -98,10 +98,10 @@ def write_arpa(model: NGram, path: Path) -> None:
     """Write a model that ``read_arpa`` gives back, sorted, so that equal models are equal files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", encoding="utf-8") as file:
-        file.writelines(f"{line}\n" for line in _arpa_lines(model))
+        file.writelines(f"{line}\n" for line in arpa_lines(model))
 
 
-def _arpa_lines(model: NGram) -> Iterator[str]:
+def arpa_lines(model: NGram) -> Iterator[str]:
     yield f"{UNITS}{model.units}"
     if model.rows is not None:
         yield f"{ROWS}{model.rows}"
