@@ -9,20 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from seqformer.cli_decoder import with_decoder
 from seqformer.cli_download import download
-from seqformer.cli_lm import (
-    Beam,
-    Decoder,
-    Hot,
-    HotBonus,
-    LengthBonus,
-    Lm,
-    LmWeight,
-    Rescore,
-    RescoreBonus,
-    RescoreWeight,
-    make_decoder,
-)
 from seqformer.cli_lm import app as lm_app
 from seqformer.cli_shards import index_tar
 from seqformer.cli_student import student
@@ -66,31 +54,21 @@ def train(
 
 
 @app.command()
+@with_decoder
 def predict(
     runs: Runs,
     manifest: Annotated[Path, typer.Argument(help="The rows to predict.")],
     out: Annotated[Path, typer.Argument(help="The parquet file to write: id, prediction.")],
+    make: Callable,
     where: Where = None,
     tta: Tta = True,
-    lm: Lm = None,
-    beam: Beam = None,
-    lm_weight: LmWeight = None,
-    length_bonus: LengthBonus = None,
-    hot: Hot = None,
-    hot_bonus: HotBonus = 1.0,
-    rescore: Rescore = None,
-    rescore_weight: RescoreWeight = None,
-    rescore_bonus: RescoreBonus = None,
-    decoder: Decoder = None,
 ) -> None:
     """Predict the rows of a manifest with all finished folds of one run, several runs or a blend together."""
     import polars
 
     from seqformer.train.crossval import write_table
 
-    decoder = make_decoder(
-        lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus, decoder
-    )
+    decoder = make()
     trained, table = open_runs(runs), read_rows(manifest, where)
     found = trained.predict(table, tta, decoder)
     values = [value if isinstance(value, str) else value.tolist() for value in found.values()]
@@ -100,28 +78,18 @@ def predict(
 
 
 @app.command()
+@with_decoder
 def score(
     runs: Runs,
     manifest: Annotated[Path, typer.Argument(help="Rows with the target column, none of them trained on.")],
+    make: Callable,
     where: Where = None,
     seen: Annotated[bool, typer.Option(help="Score rows although folds were trained on them.")] = False,
     tta: Tta = True,
-    lm: Lm = None,
-    beam: Beam = None,
-    lm_weight: LmWeight = None,
-    length_bonus: LengthBonus = None,
-    hot: Hot = None,
-    hot_bonus: HotBonus = 1.0,
-    rescore: Rescore = None,
-    rescore_weight: RescoreWeight = None,
-    rescore_bonus: RescoreBonus = None,
-    decoder: Decoder = None,
 ) -> None:
     """Score the ensemble of a run's folds, of several runs or of a blend on rows that no fold was trained on."""
     trained, table = open_runs(runs), read_rows(manifest, where)
-    given = lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus, decoder
-    decoder = make_decoder(*given, rows=[] if seen else table["id"].to_list())
-    name, value, rows = trained.score(table, seen, tta, decoder)
+    name, value, rows = trained.score(table, seen, tta, make([] if seen else table["id"].to_list()))
     folds = sum(len(run.names) for run in getattr(trained, "runs", [trained]))
     typer.echo(f"{name} {value:.4f} on {rows} rows, {folds} folds")
 

@@ -1,77 +1,14 @@
-"""The command line of language models, and the options with which other commands use one."""
+"""The command line of language models."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from seqformer.cli_decoder import Lm, Rescore
 from seqformer.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, help="Train, measure and weigh language models.")
-Lm = Annotated[
-    Path | None, typer.Option(help="A language model: an ARPA file, a run that learned texts, or the file of lm tune.")
-]
-Beam = Annotated[int | None, typer.Option(help="Prefixes of the beam search, 16 with a language model or hot words.")]
-LmWeight = Annotated[float | None, typer.Option(help="Of the language model, 0.5 if it was not tuned.")]
-LengthBonus = Annotated[float | None, typer.Option(help="For each word, or character, of the language model.")]
-Hot = Annotated[str | None, typer.Option(help="Words to favour, as 'name,other name'.")]
-HotBonus = Annotated[float, typer.Option(help="For each character of a hot word.")]
-Rescore = Annotated[
-    Path | None,
-    typer.Option(help="A model to order the texts of the beam by: an ARPA file, or a run that learned texts."),
-]
-RescoreWeight = Annotated[float | None, typer.Option(help="Of that model, 0.3 if it was not tuned.")]
-Decoder = Annotated[str | None, typer.Option(help="flashlight, or flashlight:LEXICON, in place of our own beam.")]
-RescoreBonus = Annotated[float | None, typer.Option(help="For each word, beside that model.")]
-
-
-def make_decoder(
-    lm: Path | None,
-    beam: int | None,
-    weight: float | None,
-    bonus: float | None,
-    hot: str | None,
-    hot_bonus: float,
-    rescore: Path | None = None,
-    rescore_weight: float | None = None,
-    rescore_bonus: float | None = None,
-    decoder: str | None = None,
-    rows: Sequence[str] = (),
-):
-    """The decoder that the options of a command describe; None, greedy decoding, when there are none.
-
-    What is given beside a tuned file replaces what was tuned. ``rows`` are ids that no neural language model may have
-    been trained on. Raises InputError when a value cannot be, or when it was.
-    """
-    from seqformer.decode.beam_decoder import BeamDecoder
-    from seqformer.language_models import open_model
-    from seqformer.lm.flashlight import Flashlight
-    from seqformer.tune_lm import read_lm
-
-    if lm is None and (weight is not None or bonus is not None):
-        raise InputError("--lm-weight and --length-bonus are of a language model: --lm")
-    given = {"beam": beam, "weight": weight, "bonus": bonus}
-    given |= {"rescore_weight": rescore_weight, "rescore_bonus": rescore_bonus}
-    for name, least in (("beam", 1), ("weight", 0), ("rescore_weight", 0)):
-        if given[name] is not None and given[name] < least:
-            option = {"weight": "lm-weight"}.get(name, name.replace("_", "-"))
-            raise InputError(f"--{option} {given[name]}: expected {least} or more")
-    if hot_bonus < 0:
-        raise InputError(f"--hot-bonus {hot_bonus}: expected 0 or more")
-    model, settings = read_lm(lm, rows) if lm else (None, {})
-    settings |= {"rescorer": open_model(rescore, rows)} if rescore else {}
-    if "rescorer" not in settings and (rescore_weight is not None or rescore_bonus is not None):
-        raise InputError("--rescore-weight and --rescore-bonus are of a second language model: --rescore")
-    if lm is None and beam is None and hot is None and rescore is None and decoder is None:
-        return None
-    engine, colon, lexicon = (decoder or "beam").partition(":")
-    if engine not in ("beam", "flashlight") or (colon and (engine == "beam" or not lexicon)):
-        raise InputError(f"--decoder {decoder}: expected beam, flashlight or flashlight:LEXICON")
-    settings |= {"engine": Flashlight(lexicon or None)} if engine == "flashlight" else {}
-    words = tuple(word.strip() for word in (hot or "").split(",") if word.strip())
-    settings |= {name: value for name, value in given.items() if value is not None}
-    return BeamDecoder(model, words=words, hot=hot_bonus, **settings)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from seqformer.cli_lm import Beam, LengthBonus, Lm, LmWeight, make_decoder
+from seqformer.cli_decoder import Beam, LengthBonus, Lm, LmWeight, make_decoder
 from seqformer.errors import InputError
 
 
@@ -40,5 +40,5 @@ def student(
         raise InputError(f"--threshold {threshold}: expected numbers, such as 0,-0.5,-1") from None
     plain = read_config(config, overrides or [])
     load_competition(plain.get("competition"))
-    decoder = make_decoder(lm, beam, lm_weight, length_bonus, None, 0.0) or BeamDecoder()
+    decoder = make_decoder(lm, beam, lm_weight, length_bonus) or BeamDecoder()
     train_generations(plain, root, unlabelled, generations, decoder, Choice(least, pace, balance), lm)

@@ -1,28 +1,19 @@
 """The command that turns audio into text."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from seqformer.cli_lm import (
-    Beam,
-    Decoder,
-    Hot,
-    HotBonus,
-    LengthBonus,
-    Lm,
-    LmWeight,
-    Rescore,
-    RescoreBonus,
-    RescoreWeight,
-    make_decoder,
-)
+from seqformer.cli_decoder import with_decoder
 from seqformer.errors import InputError
 
 
+@with_decoder
 def transcribe(
     model: Annotated[str, typer.Argument(help="A run folder, or a checkpoint: a .nemo file, a folder, owner/name.")],
+    make: Callable,
     files: Annotated[list[Path] | None, typer.Argument(help="Audio files: any rate, mono or stereo.")] = None,
     window: Annotated[float | None, typer.Option(help="Read by windows of so many seconds [>2 min: 30].")] = None,
     overlap: Annotated[float | None, typer.Option(help="Seconds that neighbouring windows share [5].")] = None,
@@ -31,16 +22,6 @@ def transcribe(
     ctm: Annotated[Path | None, typer.Option(help="Write words, their times and confidences, as NIST CTM.")] = None,
     textgrid: Annotated[Path | None, typer.Option(help="Write words and their times for Praat.")] = None,
     stream: Annotated[bool, typer.Option(help="Read standard input as it comes: 16-bit PCM or WAV.")] = False,
-    lm: Lm = None,
-    beam: Beam = None,
-    lm_weight: LmWeight = None,
-    length_bonus: LengthBonus = None,
-    hot: Hot = None,
-    hot_bonus: HotBonus = 1.0,
-    rescore: Rescore = None,
-    rescore_weight: RescoreWeight = None,
-    rescore_bonus: RescoreBonus = None,
-    decoder: Decoder = None,
 ) -> None:
     """Print the text of audio files, one line each, or of audio as it comes."""
     from seqformer.cli import open_run
@@ -48,22 +29,13 @@ def transcribe(
 
     if stream == bool(files):
         raise InputError("transcribe reads files, or standard input with --stream: name one of them")
-    given = {"--window": window, "--overlap": overlap, "--srt": srt, "--vtt": vtt, "--ctm": ctm}
-    given |= {
-        "--textgrid": textgrid,
-        "--lm": lm,
-        "--beam": beam,
-        "--hot": hot,
-        "--rescore": rescore,
-        "--decoder": decoder,
-    }
+    decoder = make()
+    given = {"--window": window, "--overlap": overlap, "--srt": srt, "--vtt": vtt, "--ctm": ctm, "--textgrid": textgrid}
     wrong = [name for name, value in given.items() if value is not None]
+    wrong += ["--lm, --beam, --hot, --rescore or --decoder"] if decoder else []
     if stream and wrong:
         raise InputError(f"--stream prints what it hears at once, unit by unit; it does not go with {wrong[0]}")
-    search = make_decoder(
-        lm, beam, lm_weight, length_bonus, hot, hot_bonus, rescore, rescore_weight, rescore_bonus, decoder
-    )
-    reading = Reading(window, 5.0 if overlap is None else overlap, search)
+    reading = Reading(window, 5.0 if overlap is None else overlap, decoder)
     run = open_run(Path(model)) if (Path(model) / "folds.parquet").is_file() else None
     if run is not None and not run.transcribes:
         raise InputError(f"{model} turns no audio into text: its frontend or its head is for something else")

@@ -76,11 +76,12 @@ RULES = {
     "oof": PREDICT | {"predict"},
     "language_models": PREDICT | {"predict", "oof", "lm"},
     "tune_lm": PREDICT | {"predict", "oof", "lm", "language_models"},
+    "cli_decoder": {"decode", "lm", "tune_lm", "language_models", "errors"},
     "word_confidence": PREDICT | {"predict", "tune_lm", "language_models"},
-    "cli_lm": {"cli", "decode", "lm", "tune_lm", "language_models", "word_confidence", "data.manifest"}
+    "cli_lm": {"cli", "cli_decoder", "decode", "lm", "tune_lm", "language_models", "word_confidence", "data.manifest"}
     | {"train.log", "errors"},
-    "cli_student": {"cli", "cli_lm", "config", "decode", "student", "errors"},
-    "cli_transcribe": {"cli", "cli_lm", "transcribe", "errors"},
+    "cli_student": {"cli", "cli_decoder", "config", "decode", "student", "errors"},
+    "cli_transcribe": {"cli", "cli_decoder", "transcribe", "errors"},
     "download": {"errors"},
     "cli_shards": {"data"},
     "cli_download": {"download", "train.log", "errors"},

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import DENSE, TINY, change, poisoned
 
-from seqformer.cli_lm import make_decoder
+from seqformer.cli_decoder import make_decoder
 from seqformer.data.manifest import read_manifest
 from seqformer.data.text import Characters
 from seqformer.decode.beam_decoder import BeamDecoder

@@ -71,8 +71,10 @@ class BeamDecoder:
     ) -> list[list[Hypothesis]]:
         """The texts in the order of the search."""
         if hasattr(tokenizer, "hypotheses"):  # a search over a lexicon's words
-            if self.words or self.rescorer:
-                raise InputError("hot words and rescoring are for ctc and transducer; a hybrid's search has neither")
+            if self.words or self.rescorer or self.engine:
+                raise InputError(
+                    "hot words, rescoring and flashlight are not for a hybrid: it searches words of its own"
+                )
             return [tokenizer.hypotheses(item, self.model, self.weight, self.bonus) for item in heard]
         if self.engine is not None:
             if search is not None:
