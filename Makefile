@@ -70,6 +70,7 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.encoders
+	$(BIN)/python -m benchmarks.streaming
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

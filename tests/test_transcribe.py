@@ -67,6 +67,12 @@ def test_runs_read_any_audio_whatever_their_dataset_makes_up(program, corpus, tm
     assert code == 0 and len(whole.splitlines()) == 2, err
     code, timed, err = program("transcribe", tmp_path / "tiny", *files, "--ctm", tmp_path / "words.ctm")
     assert code == 0 and timed == whole, err
+    searched = [program("transcribe", tmp_path / "tiny", *files, "--beam", 4, *more)
+                for more in ([], ["--ctm", tmp_path / "beam.ctm"])]  # fmt: skip
+    if head["name"] == "ctc":  # two folds with one tokenizer: of each frame their mean is read
+        assert searched[0] == searched[1] and searched[0][0] == 0
+    for code, _, err in searched if head["name"] == "transducer" else []:
+        assert code == 2 and "a beam search is for ctc" in err and err.count("\n") == 1
 
 
 def test_faults_are_one_line(program, place, tmp_path):
