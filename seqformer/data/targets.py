@@ -222,7 +222,7 @@ def _fit_column(train, column: str, text: dict | None, known, hmm: dict | None) 
         raise InputError(f"column {column!r} is empty in every row")
     if dtype == polars.String and text is not None:
         return Units(_fit_text(train, column, text, known))
-    if isinstance(dtype, polars.Struct):
+    if isinstance(dtype, polars.Struct) and dtype.to_schema().get(TEXT) == polars.String:
         return _fit_states(train, column, text, known, hmm)
     if dtype == polars.Enum:  # its order is meant, and so is a class without rows
         return Classes(dtype.categories.to_list())
@@ -240,10 +240,8 @@ def _fit_column(train, column: str, text: dict | None, known, hmm: dict | None) 
 def _fit_states(train, column: str, text: dict | None, known, hmm: dict | None) -> States:
     import polars
 
-    fields = known[column].dtype.to_schema()
-    if fields.get(TEXT) != polars.String or text is None or hmm is None:
-        needs = "a text and states of frames" if fields.get(TEXT) != polars.String else "the config's text and hmm"
-        raise InputError(f"column {column!r} holds {known[column].dtype}; as a target of frames it needs {needs}")
+    if text is None or hmm is None:
+        raise InputError(f"column {column!r} holds texts with states of frames: the config needs sections text and hmm")
     texts = [frame.select("id", polars.col(column).struct.field(TEXT)) for frame in (train, known)]
     tokenizer = _fit_text(texts[0], TEXT, text, texts[1])
     return fit_states(train[column], train["id"], fingerprint(train["id"]), tokenizer, hmm)
