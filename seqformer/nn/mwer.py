@@ -35,8 +35,8 @@ def mwer(
 def expected_errors(log_p: Tensor, errors: Tensor, real: Tensor) -> Tensor:
     """log_p, errors and which texts there are, all (B, N) -> (B,): errors less their mean, expected (equation 5).
 
-    The probabilities are those of the N texts alone. The mean changes no gradient's expectation, but its size. With one
-    text, or none, it is 0 with a gradient of 0.
+    The probabilities are those of the N texts alone, and sum to 1: the mean leaves the gradient as it is, and makes the
+    loss say what a search gains over any text of its list. With one text, or none, it is 0 with a gradient of 0.
     """
     share = log_p.masked_fill(~real, NEVER).softmax(dim=1)
     errors = errors.to(log_p.dtype).masked_fill(~real, 0)
