@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from seqformer.cli_download import download
 from seqformer.cli_lm import Beam, Hot, HotBonus, LengthBonus, Lm, LmWeight, make_decoder
 from seqformer.cli_lm import app as lm_app
 from seqformer.cli_transcribe import transcribe
@@ -16,6 +17,7 @@ from seqformer.errors import InputError, nearest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(lm_app, name="lm")
+app.command()(download)
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or the file of a blend.")]
 Where = Annotated[list[str] | None, typer.Option(help="Keep rows by column=value.")]
 Tta = Annotated[bool, typer.Option("--tta/--no-tta", help="Predict changed rows as well, as the config's tta says.")]

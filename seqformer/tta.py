@@ -23,7 +23,7 @@ class ChangedDataset:
 
     def __init__(self, dataset, part: dict[str, Any], variant: int, seed: int):
         self.dataset, self.name, self.key = dataset, part["name"], (seed, variant)
-        self.change = Augment([part | {"p": 1.0}])
+        self.change = Augment([part | {"p": 1.0}], dataset.rate)
 
     @property
     def rate(self) -> int | None:

@@ -14,6 +14,7 @@ from seqformer import Example, InputError
 from seqformer.augment.compose import Augment
 
 PARTS = [{"name": "speed"}, {"name": "gain"}, {"name": "equalizer"}, {"name": "noise", "p": 0.5}]
+PARTS += [{"name": "reverb", "rate": 8_000}, {"name": "noise", "color": "pink"}]
 X = np.random.default_rng(0).standard_normal(4_000).astype(np.float32) * 0.1
 
 
@@ -50,8 +51,8 @@ def test_transforms_draw_independently():
     """Two of a kind in a row draw two values, and what one does says nothing about the next."""
     both = Augment([{"name": "gain", "low_db": -6.0, "high_db": 6.0}, {"name": "gain", "low_db": 0.0, "high_db": 12.0}])
     first = Augment([{"name": "gain", "low_db": -6.0, "high_db": 6.0}])
-    one = np.ones(1, np.float32)
-    drawn = [[20 * math.log10(change(augment, one, seed)[0]) for seed in range(2000)] for augment in (first, both)]
+    one = np.full(1, 0.1, np.float32)
+    drawn = [[20 + 20 * math.log10(change(augment, one, seed)[0]) for seed in range(2000)] for augment in (first, both)]
     second = np.array(drawn[1]) - np.array(drawn[0])
     assert -6 <= min(drawn[0]) < -5.9 and 5.9 < max(drawn[0]) <= 6 and second.min() >= 0 and second.max() <= 12.001
     assert abs(np.corrcoef(drawn[0], second)[0, 1]) < 0.06  # 3 standard errors are 0.067
@@ -81,10 +82,11 @@ def test_speed_moves_a_tone_as_it_should():
     assert drawn == {4445, 4000, 3637}
 
 
-def test_noise_has_the_stated_level():
-    augment = Augment([{"name": "noise", "low_snr_db": 10.0, "high_snr_db": 10.0, "p": 1.0}])
+@pytest.mark.parametrize("color", ["white", "pink"])
+def test_noise_has_the_stated_level(color):
+    augment = Augment([{"name": "noise", "low_snr_db": 10.0, "high_snr_db": 10.0, "color": color, "p": 1.0}])
     found = change(augment, X, 3) - X
-    assert 10 * math.log10(np.mean(X**2) / np.mean(found**2)) == pytest.approx(10, abs=0.3)
+    assert 10 * math.log10(np.mean(X**2) / np.mean(found**2)) == pytest.approx(10, abs=1e-3)
     assert not change(augment, np.zeros(10, np.float32), 3).any()  # silence stays silent
     applied = [not np.array_equal(change(Augment([{"name": "noise", "p": 0.3}]), X, seed), X) for seed in range(300)]
     assert 60 < sum(applied) < 120

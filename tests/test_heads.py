@@ -78,6 +78,41 @@ def test_ctc_loss_sums_over_every_alignment(length, target):
         assert not head.linear.weight.grad.any()
 
 
+def test_ctc_loss_and_gradient_of_5000_cases_agree_with_float64_paths():
+    """Random frames, units, scales and texts, those with repeats, of nothing and too long ones among them."""
+    draw, worst, seen = torch.Generator().manual_seed(0), [0.0, 0.0], 0
+    for frames, vocab in itertools.product(range(1, 6), (2, 3, 4)):
+        paths = torch.tensor(list(itertools.product(range(vocab), repeat=frames)))
+        texts = torch.tensor([encoded(collapsed(path), vocab) for path in paths.tolist()])
+        cases = 334
+        lengths = torch.randint(0, frames + 2, (cases,), generator=draw)
+        units = torch.randint(1, vocab, (cases, frames + 1), generator=draw)
+        targets = units.masked_fill(torch.arange(frames + 1) >= lengths[:, None], -1)
+        numbers = torch.tensor([encoded([u for u in row if u > 0], vocab) for row in targets.tolist()])
+        logits = 3 * torch.randn(cases, frames, vocab, generator=draw)
+        exact, found = logits.double().requires_grad_(), logits.clone().requires_grad_()
+        picked = exact.log_softmax(-1)[:, torch.arange(frames), paths].sum(dim=-1)  # (cases, paths)
+        nll = -picked.masked_fill(texts != numbers[:, None], -math.inf).logsumexp(dim=1)
+        possible = nll.isfinite()
+        nll[possible].sum().backward()
+        head = CTC(vocab, vocab)
+        head.linear = torch.nn.Identity()
+        mask = torch.ones(cases, frames, dtype=torch.bool)
+        assert torch.equal(head.infeasible(mask, targets), ~possible)
+        loss = head.loss(found, mask, targets)
+        (loss * possible.sum()).backward()
+        assert not found.grad[~possible].any()
+        worst[0] = max(worst[0], number((loss - nll[possible].mean()).abs()))
+        worst[1] = max(worst[1], number((found.grad - exact.grad.nan_to_num()).abs().max()))
+        seen += cases
+    assert seen >= 5000 and max(worst) < 1e-5, worst
+
+
+def encoded(text: list[int], vocab: int) -> int:
+    """A text as one number."""
+    return sum(unit * vocab**place for place, unit in enumerate(text))
+
+
 def test_infeasible_is_exact():
     head, paths = CTC(DIM, vocab=3), {}
     for length in range(6):

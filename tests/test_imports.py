@@ -57,7 +57,7 @@ RULES = {
     "decode": {"nn", "decode"},
     "lm": {"lm", "decode", "data.text", "errors"},
     "model": {"frontends", "backbones", "heads", "registry", "errors"},
-    "augment": {"augment", "batch", "registry", "errors"},
+    "augment": {"augment", "batch", "registry", "errors"} | {"data.audio", "data.corpus"},  # recordings to mix in
     "data": DATA,
     "pretrained": PARTS | {"published", "batch", "data.audio", "data.folder", "data.text", "decode", "model"},
     "published": {"published", "backbones.encoder", "errors"},
@@ -76,6 +76,8 @@ RULES = {
     "tune_lm": PREDICT | {"predict", "oof", "lm"},
     "cli_lm": {"cli", "decode", "lm", "tune_lm", "train.log", "errors"},
     "cli_transcribe": {"cli", "cli_lm", "transcribe", "errors"},
+    "download": {"errors"},
+    "cli_download": {"download", "train.log", "errors"},
     "ensemble": PREDICT | {"predict"},
     "pseudo": PREDICT | {"predict", "oof"},
     "blend": PREDICT | {"predict", "oof", "ensemble"},

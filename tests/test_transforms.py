@@ -12,7 +12,7 @@ from seqformer.augment.compose import Augment
 
 FRAMES, POINTS = 40, 12
 FINGERS = [[i] for i in range(10)]
-AUDIO = ["equalizer", "gain", "noise", "speed"]
+AUDIO = ["equalizer", "gain", "noise", "reverb", "speed"]  # see test_augment.py and test_rooms.py
 TIME = {
     "resample": {},
     "window_resample": {"low": 0.3, "high": 2.0},

@@ -1,3 +1,3 @@
 """Augmentation of single examples; importing registers the transforms, albumentations itself loads on first use."""
 
-from seqformer.augment import channels, compose, frames, landmarks, mix, waveform  # noqa: F401
+from seqformer.augment import channels, compose, frames, landmarks, mix, room, waveform  # noqa: F401

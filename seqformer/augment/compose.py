@@ -17,7 +17,7 @@ import numpy as np
 
 from seqformer.batch import Example, take_frames
 from seqformer.errors import InputError
-from seqformer.registry import create, named, register
+from seqformer.registry import create, lookup, named, parameter_types, register
 
 # albumentations asks the network for a newer version of itself at import unless told not to.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -99,16 +99,19 @@ def _transform_class() -> type:
 
 
 class Augment:
-    """``augment(example, seed) -> example``: the transforms of a config's ``augment`` list, in order."""
+    """``augment(example, seed) -> example``: the transforms of a config's ``augment`` list, in order.
 
-    def __init__(self, parts: list[dict[str, Any]]):
+    ``rate`` is that of the examples in Hz, for the transforms that ask for one and whose part gives none.
+    """
+
+    def __init__(self, parts: list[dict[str, Any]], rate: int | None = None):
         from albumentations import Compose
 
-        self.parts = parts
-        self.compose = Compose([_build(part) for part in parts], strict=False)
+        self.parts, self.rate = parts, rate
+        self.compose = Compose([_build(part, rate) for part in parts], strict=False)
 
     def __reduce__(self):
-        return Augment, (self.parts,)  # the transforms' class is made on first use, in a spawned worker too
+        return Augment, (self.parts, self.rate)  # the transforms' class is made on first use, in a spawned worker too
 
     def __call__(self, example: Example, seed: int) -> Example:
         # One stream for all: set_random_seed would start each transform at the same draw, so that, say, noise came
@@ -118,16 +121,17 @@ class Augment:
 
 
 @register("augment")
-def one_of(transforms: list[dict], p: float = 1.0):
+def one_of(transforms: list[dict], p: float = 1.0, rate: int | None = None):
     """One of several transforms, each as likely as its own ``p`` says."""
     from albumentations import OneOf
 
-    return OneOf([_build(part) for part in transforms], p=_probability(p))
+    return OneOf([_build(part, rate) for part in transforms], p=_probability(p))
 
 
-def _build(part: dict[str, Any]):
+def _build(part: dict[str, Any], rate: int | None):
     part = named("augment", part)
-    return create("augment", part["name"], **{key: value for key, value in part.items() if key != "name"})
+    known = {"rate": rate} if rate and "rate" in parameter_types(lookup("augment", part["name"])) else {}
+    return create("augment", part["name"], **known | {key: value for key, value in part.items() if key != "name"})
 
 
 def _probability(p: float) -> float:

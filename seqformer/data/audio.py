@@ -33,6 +33,20 @@ def read_audio(path: str | Path, rate: int | None = None) -> tuple[np.ndarray, i
     return (mono, found) if rate is None else (resample(mono, found, rate), rate)
 
 
+def read_part(path: str | Path, start: int, frames: int) -> np.ndarray:
+    """``frames`` samples (N,) float32 from sample ``start`` on, at the file's own rate; channels are averaged.
+
+    Reads no more than it must, so that a file of hours serves as well as one of seconds. Raises InputError as
+    ``read_audio`` does, and where the file ends before.
+    """
+    with _opened(Path(path)) as file:
+        file.seek(start)
+        samples = file.read(frames, dtype="float32", always_2d=True)
+    if len(samples) != frames or not np.isfinite(samples).all():
+        raise InputError(f"{path}: damaged: {frames} samples from {start} on cannot be decoded")
+    return samples.mean(axis=1)
+
+
 def read_pcm(path: str | Path, rate: int | None = None) -> tuple[np.ndarray, int]:
     """Samples int16 (N,) of one mono file, for a store, and their rate in Hz; resampled when ``rate`` is another.
 

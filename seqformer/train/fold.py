@@ -58,7 +58,7 @@ def prepare_fold(
     model = build_model(config, targets, folder if trained(folder) else None)
     report_features(config, getattr(model.backbone, "features", {}), name, log)
     rate = getattr(model.frontend, "rate", None)
-    augment = Augment(config.augment) if config.augment else None
+    augment = Augment(config.augment, rate) if config.augment else None
     rows = join_rows(own, None if extra is None else keep_short(extra, config, name, log))
     data = make_dataset(config, rows, targets, rate, augment=augment, training=True)
     if hasattr(model.frontend, "fit") and not trained(folder):
