@@ -1,6 +1,5 @@
 """seqformer: one Squeezeformer / Conformer family for any feature sequence, trained with k-fold cross-validation."""
 
-from seqformer.alignment import align_rows
 from seqformer.augment.compose import on_example, on_time, on_values
 from seqformer.batch import Batch, Example, collate
 from seqformer.cli import run_command
@@ -18,7 +17,8 @@ from seqformer.model import SequenceModel, create_backbone, create_model, list_b
 from seqformer.pretrained import load_pretrained, push_to_hub, save_pretrained
 from seqformer.published.weights import import_backbone
 from seqformer.registry import register
-from seqformer.streaming import Stream
+from seqformer.speech.alignment import align_rows
+from seqformer.speech.streaming import Stream
 from seqformer.submission import write_ragged_submission, write_submission
 
 __all__ = [

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_prefix_beam import CORPUS, LETTERS, random_log_probs
 
-from seqformer.cli_decoder import make_decoder
+from seqformer.cli.decoder import make_decoder
 from seqformer.data.text import Characters, Pieces, fit_tokenizer
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.errors import InputError

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import polars
 import pytest
 from small_runs import LEVELS, ROWS, small, train, write_rows
@@ -13,6 +14,7 @@ from small_runs import LEVELS, ROWS, small, train, write_rows
 from seqformer import InputError, read_manifest, write_manifest
 from seqformer.blend import blend_runs
 from seqformer.config import write_config
+from seqformer.data.provenance import pseudo_rows
 from seqformer.ensemble import Ensemble, read_blend
 from seqformer.oof import read_out_of_fold
 from seqformer.predict import TrainedRun
@@ -314,6 +316,16 @@ def test_the_program_makes_targets_of_a_second_stage(world, program, tmp_path):
         code, _, err = program("pseudo", world.a, world.rows, tmp_path / "x.parquet", *options)
         assert code == 2 and "the rows have a column 'label' already" in err and err.count("\n") == 1
         assert not (tmp_path / "x.parquet").exists()
+
+
+def test_a_fit_of_all_rows_shares_a_weight_among_all_labels_of_a_row(world):
+    """Three folds label each of ten rows, in two manifests; the second lacks weights."""
+    first = world.labels.filter(polars.col("labelled_fold") != "2").with_columns(weight=polars.lit(3.0))
+    second = world.labels.filter(polars.col("labelled_fold") == "2").drop("weight", strict=False)
+    rows = pseudo_rows([("first", first), ("second", second)], world.table, np.zeros(ROWS), "full", "label")
+    assert len(rows) == 30 and set(zip(rows["labelled_fold"], rows["weight"], strict=True)) == {
+        ("0", 1.0), ("1", 1.0), ("2", 1 / 3)
+    }  # fmt: skip
 
 
 def test_values_have_no_threshold(world, tmp_path):

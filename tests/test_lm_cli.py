@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import DENSE, TINY, change, poisoned
 
-from seqformer.cli_decoder import make_decoder
+from seqformer.cli.decoder import make_decoder
 from seqformer.data.manifest import read_manifest
 from seqformer.data.text import Characters
 from seqformer.decode.beam_decoder import BeamDecoder
@@ -18,9 +18,9 @@ from seqformer.lm.kneser_ney import train_kneser_ney, write_arpa
 from seqformer.lm.ngram import read_arpa
 from seqformer.metrics import cer
 from seqformer.predict import TrainedRun, load_fold, make_dataset
+from seqformer.speech.tune_lm import read_lm
 from seqformer.train.crossval import train_run
 from seqformer.transcripts import frame_log_probs, read_texts
-from seqformer.tune_lm import read_lm
 
 torch.set_num_threads(1)
 FRONT = DENSE | {"augment": [], "train__epochs": 1, "folds__use": "all", "text__alphabet": "abc "}

@@ -18,11 +18,11 @@ from seqformer.decode.align import Span, Word, word_times
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.decode.pauses import cut_at_pauses
 from seqformer.errors import InputError
-from seqformer.listen import listen, read_stream
-from seqformer.long_audio import read_long, windows
 from seqformer.model import create_model
 from seqformer.pretrained import transcribe_files
-from seqformer.subtitles import captions, srt, vtt
+from seqformer.speech.listen import listen, read_stream
+from seqformer.speech.long_audio import read_long, windows
+from seqformer.speech.subtitles import captions, srt, vtt
 
 torch.set_num_threads(1)
 
@@ -101,8 +101,8 @@ def test_a_beam_search_reads_windows_in_pieces_that_pauses_part(tmp_path, monkey
         expected[at : at + 4] = np.log([0.9999, *[0.0001 / 8] * 8])
     texts = decoder.texts([expected], model.tokenizer)
     parts = [torch.from_numpy(part) for part in np.array_split(expected, 5)]
-    monkeypatch.setattr("seqformer.long_audio.windows", lambda *_: iter(parts))
-    monkeypatch.setattr("seqformer.long_audio.PIECE_S", 4.0)
+    monkeypatch.setattr("seqformer.speech.long_audio.windows", lambda *_: iter(parts))
+    monkeypatch.setattr("seqformer.speech.long_audio.PIECE_S", 4.0)
     spans, _ = read_long([model], path, 5.0, 2.0, decoder)
     assert [model.tokenizer.decode([span.unit for span in spans])] == texts != [""]
     assert all(a.end <= b.start for a, b in pairwise(spans)) and spans[-1].end <= len(expected)

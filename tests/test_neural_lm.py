@@ -14,10 +14,10 @@ from seqformer.data.text import Characters, Words, fit_tokenizer
 from seqformer.data.texts import TextDataset
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.errors import InputError
-from seqformer.language_models import open_model
 from seqformer.lm.neural import NeuralLM
 from seqformer.model import create_model
 from seqformer.predict import TrainedRun, load_fold
+from seqformer.speech.language_models import open_model
 from seqformer.train.crossval import train_run
 
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from seqformer.errors import InputError
 from seqformer.model import create_model
 from seqformer.nn.mask import mask_of
 from seqformer.nn.subsample import make_stem
-from seqformer.streaming import Remembering
+from seqformer.speech.streaming import Remembering
 
 torch.set_num_threads(1)
 

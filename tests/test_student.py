@@ -10,7 +10,6 @@ import torch
 from scipy import stats
 from small_runs import small, write_rows
 
-from seqformer import student as student_file
 from seqformer.config import write_config
 from seqformer.data.manifest import read_manifest, write_manifest
 from seqformer.decode.beam_decoder import BeamDecoder
@@ -19,8 +18,9 @@ from seqformer.lm.kneser_ney import train_kneser_ney, write_arpa
 from seqformer.lm.ngram import read_arpa
 from seqformer.metrics import cer
 from seqformer.predict import TrainedRun
-from seqformer.selection import balanced, divergence, in_pace, length_scores
-from seqformer.student import Choice, choose, decode_rows, label_generation, train_generations, training_rows
+from seqformer.speech import student as student_file
+from seqformer.speech.selection import balanced, divergence, in_pace, length_scores
+from seqformer.speech.student import Choice, choose, decode_rows, label_generation, train_generations, training_rows
 from seqformer.train.crossval import train_run
 
 torch.set_num_threads(1)

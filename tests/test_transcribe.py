@@ -14,8 +14,8 @@ from test_long_audio import LISTENER, RATE, make, recording
 import seqformer
 from seqformer.data.audio import read_audio
 from seqformer.data.dataset import SequenceDataset
+from seqformer.speech.transcribe import Progress, Reading
 from seqformer.train.crossval import train_run
-from seqformer.transcribe import Progress, Reading
 
 torch.set_num_threads(1)
 

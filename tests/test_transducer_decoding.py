@@ -16,8 +16,8 @@ from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.lm.kneser_ney import train_kneser_ney, write_arpa
 from seqformer.lm.ngram import read_arpa
 from seqformer.predict import TrainedRun
+from seqformer.speech.tune_lm import read_lm
 from seqformer.train.crossval import train_run
-from seqformer.tune_lm import read_lm
 
 torch.set_num_threads(1)
 

@@ -12,8 +12,8 @@ from seqformer.decode.confidence import Calibration, same_words, word_confidence
 from seqformer.decode.prefix_beam import Hypothesis
 from seqformer.errors import InputError
 from seqformer.lm.kneser_ney import train_kneser_ney, write_arpa
+from seqformer.speech.word_confidence import calibration_error, fit, read_calibration, reliability
 from seqformer.train.crossval import train_run
-from seqformer.word_confidence import calibration_error, fit, read_calibration, reliability
 
 
 def test_a_word_is_as_sure_as_the_share_of_texts_that_have_it_in_its_place():

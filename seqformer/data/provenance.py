@@ -68,6 +68,9 @@ def pseudo_rows(
     twice = rows["id"].is_duplicated() | rows["id"].is_in(table["id"].implode())
     if twice.any():
         raise InputError(f"data.pseudo: ids are there twice: {first_few(rows['id'].filter(twice))}")
+    if name == "full":
+        weight = polars.col("weight").fill_null(1.0) if "weight" in rows.columns else polars.lit(1.0)
+        rows = rows.with_columns(weight=weight.cast(float) / polars.len().over("labelled_id"))
     return rows
 
 
@@ -89,7 +92,6 @@ def join_rows(table: "polars.DataFrame", extra: "polars.DataFrame | None") -> "p
 
 
 def _fold_rows(path, rows, table, folds, name, target, group) -> "polars.DataFrame":
-    import polars
 
     for column in (*COLUMNS, target):
         if column not in rows.columns or rows[column].null_count():
@@ -97,9 +99,7 @@ def _fold_rows(path, rows, table, folds, name, target, group) -> "polars.DataFra
             raise InputError(f"{path}: column {column!r} {fault}; pseudo-labels are made by: seqformer pseudo")
     own = rows.filter(as_text(rows["labelled_fold"]) == name)
     if name == "full":
-        own = own if own.height else rows
-        weight = polars.col("weight") if "weight" in own.columns else polars.lit(1.0)
-        return own.with_columns(weight=weight.cast(float) / polars.len().over("labelled_id"))
+        return own if own.height else rows
     if not own.height:
         raise InputError(f"{path} has no row labelled by fold {name}")
     wanted = trained_on(table["id"], folds, name)

@@ -91,7 +91,7 @@ class SteppedSpecAugment(nn.Module):
     """SpecAugment in three strengths, s = 0, 1, 2: x (B, T, F), mask (B, T) -> (B, T, F), masked with 0 in training.
 
     s is 1 after ``steps[0]`` updates and 2 after ``steps[1]``. Each item gets between s and max(frames // 100, 2) m
-    time masks of 1 to ``time_width`` frames, and between s and 2 m of 1 to ``freq_width`` bins, where m is 1, 2, 4.
+    time masks of 1 to ``time_width`` frames, m being 1, 2, 4, and between s and 1 + m of 1 to ``freq_width`` bins.
     Draws are as in SpecAugment; the trainer says in ``begin_step`` which update begins, so that no checkpoint holds it.
     Source: the configs of Zeineldeen et al. 2022.
     """
@@ -111,7 +111,7 @@ class SteppedSpecAugment(nn.Module):
         frames, least, factor = lengths_of(mask), self.strength, (1, 2, 4)[self.strength]
         bins, most = torch.full_like(frames, F), (frames // 100).clamp(min=2) * factor
         # Bins first: how many numbers time masks take depends on how far the batch is padded.
-        hidden_BF = self._drawn(bins, torch.full_like(frames, 2 * factor), 2 * factor, least, self.freq_width, F)
+        hidden_BF = self._drawn(bins, torch.full_like(frames, 1 + factor), 1 + factor, least, self.freq_width, F)
         hidden_BT = self._drawn(frames, most, max(T // 100, 2) * factor, least, self.time_width, T)
         return x.masked_fill(hidden_BT[:, :, None] | hidden_BF[:, None, :], 0)
 

@@ -1,7 +1,7 @@
 """Noisy student training: each generation learns from the labels that the one before gave to unlabelled rows.
 
 Source: Xie et al. 2020 (arXiv 1911.04252), for speech Park et al. 2020 (arXiv 2005.09629); what differs in the choice
-of labels is said in ``seqformer.selection``. Fold k's rows are labelled by fold k's model of the generation before
+of labels is said in ``speech.selection``. Fold k's rows are labelled by fold k's model of the generation before
 alone, which has learned from fold k's training rows and from labels of such a model: nothing that fold k validates has
 reached them, and ``seqformer.data.provenance`` refuses any that do not prove it.
 """
@@ -27,7 +27,7 @@ from seqformer.errors import InputError, first_few
 from seqformer.oof import read_folds
 from seqformer.predict import TrainedRun, load_fold, load_targets, main_head, make_dataset, score
 from seqformer.pseudo import rows_to_label, with_provenance
-from seqformer.selection import balanced, in_pace, length_scores
+from seqformer.speech.selection import balanced, in_pace, length_scores
 from seqformer.train.crossval import train_run, write_table
 from seqformer.train.log import RunLog
 from seqformer.transcripts import frame_log_probs

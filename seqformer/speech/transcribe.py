@@ -14,11 +14,11 @@ from seqformer.decode.align import Word, ctm, textgrid, word_times
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.decode.consensus import consensus
 from seqformer.errors import InputError
-from seqformer.listen import listen
-from seqformer.long_audio import read_long
 from seqformer.model import SequenceModel
 from seqformer.predict import TrainedRun
-from seqformer.subtitles import srt, vtt
+from seqformer.speech.listen import listen
+from seqformer.speech.long_audio import read_long
+from seqformer.speech.subtitles import srt, vtt
 
 LONG_S = 120.0  # attention over a whole recording takes memory with the square of its length
 WINDOW_S = 30.0

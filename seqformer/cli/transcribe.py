@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from seqformer.cli_decoder import with_decoder
+from seqformer.cli.decoder import with_decoder
 from seqformer.errors import InputError
 
 
@@ -25,7 +25,7 @@ def transcribe(
 ) -> None:
     """Print the text of audio files, one line each, or of audio as it comes."""
     from seqformer.cli import open_run
-    from seqformer.transcribe import Reading, transcribe_files, transcribe_stream
+    from seqformer.speech.transcribe import Reading, transcribe_files, transcribe_stream
 
     if stream == bool(files):
         raise InputError("transcribe reads files, or standard input with --stream: name one of them")

@@ -10,9 +10,9 @@ from seqformer.checkpoint import write_file
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.decode.confidence import Calibration, logit, same_words, word_confidences
 from seqformer.errors import InputError
-from seqformer.language_models import refuse_seen
 from seqformer.predict import TrainedRun
-from seqformer.tune_lm import Rows, ask_rescorers, read_lm, search_rows, validated_rows
+from seqformer.speech.language_models import refuse_seen
+from seqformer.speech.tune_lm import Rows, ask_rescorers, read_lm, search_rows, validated_rows
 
 BINS = 10
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from seqformer.cli_decoder import Lm, Rescore
+from seqformer.cli.decoder import Lm, Rescore
 from seqformer.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, help="Train, measure and weigh language models.")
@@ -22,8 +22,8 @@ def train(
     """Train an n-gram model with interpolated modified Kneser-Ney smoothing."""
     from seqformer.cli import open_run
     from seqformer.data.manifest import read_manifest
-    from seqformer.language_models import fold_texts
     from seqformer.lm.kneser_ney import train_kneser_ney, write_arpa
+    from seqformer.speech.language_models import fold_texts
 
     texts, rows = read_lines(text) if not text.is_dir() else [], None
     if text.is_dir():
@@ -46,7 +46,7 @@ def perplexity(
 
     from seqformer.lm.neural import NeuralLM
     from seqformer.lm.ngram import perplexity as measure
-    from seqformer.tune_lm import read_lm
+    from seqformer.speech.tune_lm import read_lm
 
     (model, _), lines = read_lm(lm), read_lines(text)
     if isinstance(model, NeuralLM):
@@ -72,8 +72,8 @@ def tune(
     """Choose the weights and bonuses of language models on rows that the fold which reads them was not trained on."""
     from seqformer.cli import open_run
     from seqformer.decode.beam_decoder import BeamDecoder
+    from seqformer.speech.tune_lm import Grid, tune_lm
     from seqformer.train.log import RunLog
-    from seqformer.tune_lm import Grid, tune_lm
 
     if beam < 1 or rows < 1:
         raise InputError(f"--beam {beam}, --rows {rows}: expected 1 or more")
@@ -104,8 +104,8 @@ def calibrate(
 ) -> None:
     """How sure words are and how often right, on rows that the fold which reads them was not trained on."""
     from seqformer.cli import open_run
+    from seqformer.speech.word_confidence import calibrate_words
     from seqformer.train.log import RunLog
-    from seqformer.word_confidence import calibrate_words
 
     if beam < 1 or rows < 1:
         raise InputError(f"--beam {beam}, --rows {rows}: expected 1 or more")

@@ -15,10 +15,10 @@ from seqformer.data.manifest import read_manifest
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.decode.prefix_beam import Hypothesis
 from seqformer.errors import InputError, first_few
-from seqformer.language_models import hash_model, open_model, refuse_seen
 from seqformer.oof import require_whole
 from seqformer.predict import TrainedRun, load_fold, main_head, make_dataset, reader_of, score, truth_of
 from seqformer.registry import lookup
+from seqformer.speech.language_models import hash_model, open_model, refuse_seen
 from seqformer.transcripts import frame_log_probs
 
 BATCH = 32  # items of one search

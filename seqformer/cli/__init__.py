@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from seqformer.cli_decoder import with_decoder
-from seqformer.cli_download import download
-from seqformer.cli_lm import app as lm_app
-from seqformer.cli_shards import index_tar
-from seqformer.cli_student import student
-from seqformer.cli_transcribe import transcribe
+from seqformer.cli.decoder import with_decoder
+from seqformer.cli.download import download
+from seqformer.cli.lm import app as lm_app
+from seqformer.cli.shards import index_tar
+from seqformer.cli.student import student
+from seqformer.cli.transcribe import transcribe
 from seqformer.errors import InputError, nearest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -299,7 +299,7 @@ def load_competition(name: str | None) -> None:
     """
     if name is None:
         return
-    roots = [Path.cwd() / "competitions", Path(__file__).resolve().parents[1] / "competitions"]
+    roots = [Path.cwd() / "competitions", Path(__file__).resolve().parents[2] / "competitions"]
     known = sorted({path.parent.name for root in roots for path in root.glob("*/prepare.py")})
     if name not in known:
         raise InputError(f"no folder competitions/{name} here; {nearest(str(name), known)}")

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from seqformer.cli_decoder import Beam, LengthBonus, Lm, LmWeight, make_decoder
+from seqformer.cli.decoder import Beam, LengthBonus, Lm, LmWeight, make_decoder
 from seqformer.errors import InputError
 
 
@@ -27,7 +27,7 @@ def student(
     from seqformer.cli import load_competition
     from seqformer.config import read_config
     from seqformer.decode.beam_decoder import BeamDecoder
-    from seqformer.student import Choice, train_generations
+    from seqformer.speech.student import Choice, train_generations
 
     if generations < 1 or pace < 1 or not 0 < balance <= 1:
         raise InputError(

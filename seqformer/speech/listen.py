@@ -8,7 +8,7 @@ import numpy as np
 
 from seqformer.errors import InputError
 from seqformer.model import SequenceModel
-from seqformer.streaming import Stream
+from seqformer.speech.streaming import Stream
 
 PAUSE_S = 1.0  # nothing read for so long ends a line
 AT_ONCE = 1 << 16  # bytes, at most; a pipe gives what is there

@@ -46,9 +46,9 @@ def make_decoder(
     been trained on. Raises InputError when a value cannot be, or when it was.
     """
     from seqformer.decode.beam_decoder import BeamDecoder
-    from seqformer.language_models import open_model
     from seqformer.lm.flashlight import Flashlight
-    from seqformer.tune_lm import read_lm
+    from seqformer.speech.language_models import open_model
+    from seqformer.speech.tune_lm import read_lm
 
     if lm is None and (lm_weight is not None or length_bonus is not None):
         raise InputError("--lm-weight and --length-bonus are of a language model: --lm")
