@@ -103,7 +103,7 @@ def test_silence_gives_the_floor_and_a_tone_its_band():
 def test_statistics_are_of_real_frames(normalize):
     lengths = torch.tensor([8000, 2000])
     x = torch.stack([noise(8000, seed) for seed in range(2)])
-    y, mask, _ = Gammatone(rate=8000, normalize=normalize).eval()({"x": x}, mask_of(lengths, 8000))
+    y, mask, *_ = Gammatone(rate=8000, normalize=normalize).eval()({"x": x}, mask_of(lengths, 8000))
     for item in range(2):
         real = y[item, mask[item]].double()
         axes = (0, 1) if normalize == "utterance" else (0,)

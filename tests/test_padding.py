@@ -99,13 +99,14 @@ def make_target(rng: np.random.Generator, key: str, head, frames: int) -> np.nda
 
 
 def make_items(model, mix: tuple[int, ...], seed: int = 1) -> list[dict]:
-    """Items of a mix: raw inputs and targets for every head, all a function of the seed."""
+    """Items of a mix: raw inputs and targets for every head, all a function of the seed; no head's moves another's."""
     rng, items = np.random.default_rng(seed), []
+    draws = {key: np.random.default_rng([seed, *key.encode()]) for key in model.heads}
     for frames in mix:
         inputs = make_inputs(model.frontend, frames, rng)
         out = strided(frames, model.backbone.stride)
         targets = {"trust": np.where(rng.random(out) < 0.1, np.nan, rng.uniform(0.5, 2, out))}
-        targets |= {key: make_target(rng, key, head, out) for key, head in model.heads.items()}
+        targets |= {key: make_target(draws[key], key, head, out) for key, head in model.heads.items()}
         items.append({"inputs": inputs, "targets": targets, "weight": rng.uniform(0.5, 2.0)})
     return items
 

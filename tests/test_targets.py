@@ -113,7 +113,7 @@ def test_rows_without_a_list_are_not_scored_in_a_batch():
         ([None, None], polars.String, TEXT, "column 'y' is empty in every row"),
         ([None, None], None, None, "column 'y' is empty in every row"),
         ([12, 345], None, TEXT, "the config has a text section, but no target holds text: 'y' (Int64)"),
-        ([{"a": 1}], None, None, "column 'y' holds Struct({'a': Int64}); as a target of frames it needs"),
+        ([{"a": 1}], None, None, "column 'y' holds Struct({'a': Int64}); a target is"),
         ([b"x"], None, None, "column 'y' holds Binary; a target is"),
         ([["a"], ["b"]], None, None, "column 'y' holds List(String); expected numbers"),
         ([[{"a": 1}]], None, None, "expected numbers"),
