@@ -12,7 +12,6 @@ from seqformer.batch import Batch
 from seqformer.frontends.audio import SpecAugment
 from seqformer.model import create_model
 from seqformer.nn.mask import lengths_of, mask_of, strided
-from seqformer.nn.norm import MaskedBatchNorm
 
 torch.set_num_threads(1)
 
@@ -153,13 +152,13 @@ def answers_of(model, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, dict, d
 
 
 def steady(model) -> None:
-    """A chain of 107 BatchNorms, ContextNet's, grows float32's own rounding to 1e-4 in the gradients, without padding.
+    """Compute the backbone in float64, so that what is left is what padding does.
 
-    Where there are as many, the backbone computes in float64: what is left is what padding does.
+    A chain of BatchNorms grows float32's own rounding, without padding: to 1e-4 in the gradients of ContextNet's 107,
+    and a bias in front of one has no gradient but rounding.
     """
-    if sum(isinstance(module, MaskedBatchNorm) for module in model.modules()) > 50:
-        model.backbone.double().register_forward_pre_hook(lambda _, inputs: (inputs[0].double(), *inputs[1:]))
-        model.backbone.register_forward_hook(lambda _, inputs, output: (output[0].float(), output[1]))
+    model.backbone.double().register_forward_pre_hook(lambda _, inputs: (inputs[0].double(), *inputs[1:]))
+    model.backbone.register_forward_hook(lambda _, inputs, output: (output[0].float(), output[1]))
 
 
 def eval_gap(model, mix: tuple[int, ...], fills=FILLS, extra: int = 37) -> float:
@@ -245,6 +244,7 @@ def test_eval_output_does_not_depend_on_padding(frontend, backbone):
 @pytest.mark.parametrize(("frontend", "backbone"), PAIRS, ids=pair_title)
 def test_training_does_not_depend_on_padding(frontend, backbone):
     model, worst = make_model(frontend, backbone), 0.0
+    steady(model)
     for mix, fill in zip(MIXES, TRAIN_FILLS, strict=True):
         items = make_items(model, mix)
         worst = max(worst, train_gap(model, make_batch(model, items), make_batch(model, items, 37, fill)))
@@ -255,10 +255,10 @@ def test_training_does_not_depend_on_padding(frontend, backbone):
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_at_small_width(name):
     model = make_model(DENSE, {"name": name} | small_width(name))
+    steady(model)
     worst = max(eval_gap(model, mix, ["noise"]) for mix in MIXES)
     print(f"eval_gap {worst:.2e}")
     assert worst <= TOLERANCE
-    steady(model)
     items = make_items(model, MIXES[3])
     worst = train_gap(model, make_batch(model, items), make_batch(model, items, 37, "noise"))
     print(f"train_gap {worst:.2e}")
