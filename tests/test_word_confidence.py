@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from conftest import DENSE, TINY, change, poisoned
 
-from seqformer import word_confidence
 from seqformer.data.text import Words
 from seqformer.decode.confidence import Calibration, same_words, word_confidences
 from seqformer.decode.prefix_beam import Hypothesis
 from seqformer.errors import InputError
 from seqformer.lm.kneser_ney import train_kneser_ney, write_arpa
+from seqformer.speech import word_confidence
 from seqformer.speech.word_confidence import calibration_error, fit, read_calibration, reliability
 from seqformer.train.crossval import train_run
 
