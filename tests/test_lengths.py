@@ -29,8 +29,8 @@ SHORT = {
 }
 
 PARTS = (LayerNorm, FeedForward, LearnedScale, ConvModule, Attention)
-# Export takes seconds: one of each class, and the choices that bring operations of their own. A stem's other strides and
-# the presets are slow tests; the former last ran on 2026-11-21.
+# Export takes seconds: one of each class, and the choices that bring operations of their own. A stem's other strides
+# (last run on 2026-11-21) and the presets are slow tests.
 OWN = {"positions", "stem", "context", "gate", "norm", "upsample", "reduce_at"}
 CHOICES = [part for part in VARIANTS if part["name"] == "squeezeformer" and OWN & changed(part).keys()]
 KEPT = {part["stem"]: part for part in CHOICES if "stem" in part}  # of each stem one stride
