@@ -125,9 +125,11 @@ class SequenceModel(nn.Module):
     @torch.no_grad()
     def heard(self, batch, name: str) -> list[Tensor]:
         """Of each item what a search over the texts of head ``name`` takes: ``log_probs``, or frames (T, joint)."""
-        if not hasattr(self.heads[name], "search_frames"):
-            return self.log_probs(batch, name)
-        return self.outputs(batch, name)
+        return self.log_probs(batch, name) if self.search(name) is None else self.outputs(batch, name)
+
+    def search(self, name: str):
+        """The search of head ``name`` over its texts in what ``heard`` gives; None where that is ``log_probs``."""
+        return getattr(self.heads[name], "search_frames", None)
 
     def _read_batch(self, batch) -> tuple[dict[str, tuple[Tensor, Tensor]], dict[str, Tensor]]:
         """Frames and their mask for each head, of a Batch, and targets that the frontend made.

@@ -73,8 +73,7 @@ def transcribe_files(model: SequenceModel, files: list[str], decoder: BeamDecode
             found[file] = model.tokenizer.decode(model.predict(batch)[head][0])
         else:
             heard = [item.cpu().numpy() for item in model.heard(batch, head)]
-            search = getattr(model.heads[head], "search_frames", None)
-            (found[file],) = decoder.texts(heard, model.tokenizer, search)
+            (found[file],) = decoder.texts(heard, model.tokenizer, model.search(head))
     return found
 
 

@@ -33,7 +33,7 @@ def read_texts(
     Transducers say nothing of units but after others, so that there is no mean of theirs, and one text each. Rows of a
     dataset are read as they are, never changed as a config's ``tta`` says.
     """
-    searches = [getattr(model.heads[head], "search_frames", None) for model in models]
+    searches = [model.search(head) for model in models]
     alike = searches[0] is None and all(one.state() == tokenizers[0].state() for one in tokenizers)
     found = {}
     for ids, log_probs in frame_log_probs(models, dataset, data, head):

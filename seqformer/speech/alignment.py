@@ -93,7 +93,7 @@ def _aligner(
     front = model.frontend
     if isinstance(encoder, States):
         return lambda item, text, frames: encoder.align(item, text), front.hop
-    if not isinstance(encoder, Units) or not hasattr(front, "hop") or not hasattr(model.heads[head], "infeasible"):
+    if not isinstance(encoder, Units) or not hasattr(front, "hop") or not hasattr(model.heads[head], "log_probs"):
         raise InputError(f"{run} is no run of CTC, or of a hybrid, over audio; one aligns texts to frames")
     hop = front.hop if hop_ms is None else round(front.rate * hop_ms / 1000)
     reach, ratio = reach_ms * front.rate / 1000 / hop, model.backbone.stride * front.hop / hop

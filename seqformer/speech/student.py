@@ -195,9 +195,8 @@ def decode_rows(run: TrainedRun, name: str, table: "polars.DataFrame", decoder: 
     if [str(row_id) for row_id in dataset.ids] != table["id"].to_list():
         raise InputError(f"student: dataset {run.config.dataset['name']!r} makes its examples up; labels are of rows")
     found = {}
-    search = getattr(model.heads[head], "search_frames", None)
     for ids, (heard,) in frame_log_probs([model], dataset, run.config.data, head):
-        texts = decoder.hypotheses(heard, encoder.tokenizer, search)
+        texts = decoder.hypotheses(heard, encoder.tokenizer, model.search(head))
         found |= {row_id: texts[0] for row_id, texts in zip(ids, texts, strict=True)}
     best = [found[row_id] for row_id in table["id"]]
     return polars.DataFrame(

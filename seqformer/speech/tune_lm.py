@@ -141,18 +141,18 @@ def _read(run: TrainedRun, name: str, table) -> Rows:
     found = {}
     for ids, (heard,) in frame_log_probs([model], dataset, run.config.data, head):
         found |= dict(zip(ids, heard, strict=True))
-    ids, search = [str(row_id) for row_id in dataset.ids], getattr(model.heads[head], "search_frames", None)
-    truth = truth_of(dataset, targets, column)
-    return Rows(name, ids, [found[row_id] for row_id in ids], reader_of(targets.encoders[column]), search, truth)
+    ids, truth = [str(row_id) for row_id in dataset.ids], truth_of(dataset, targets, column)
+    reader = reader_of(targets.encoders[column])
+    return Rows(name, ids, [found[row_id] for row_id in ids], reader, model.search(head), truth)
 
 
 def search_rows(fold: Rows, decoder: BeamDecoder) -> list[list[Hypothesis]]:
-    """What the first pass of a decoder finds in each row."""
+    """What a decoder finds in each row."""
     found: list[list[Hypothesis]] = [[] for _ in fold.ids]
     order = sorted(range(len(fold.ids)), key=lambda row: len(fold.heard[row]))  # alike in length: little padding
     for start in range(0, len(order), BATCH):
         part = order[start : start + BATCH]
-        texts = decoder.first_pass([fold.heard[row] for row in part], fold.tokenizer, fold.search)
+        texts = decoder.hypotheses([fold.heard[row] for row in part], fold.tokenizer, fold.search)
         for row, hypotheses in zip(part, texts, strict=True):
             found[row] = hypotheses
     return found

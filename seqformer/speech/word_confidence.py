@@ -12,7 +12,7 @@ from seqformer.decode.confidence import Calibration, logit, same_words, word_con
 from seqformer.errors import InputError
 from seqformer.predict import TrainedRun
 from seqformer.speech.language_models import refuse_seen
-from seqformer.speech.tune_lm import Rows, ask_rescorers, read_lm, search_rows, validated_rows
+from seqformer.speech.tune_lm import read_lm, search_rows, validated_rows
 
 BINS = 10
 
@@ -30,7 +30,7 @@ def calibrate_words(run: TrainedRun, lm: Path | None, out: Path, beam: int, rows
         model, settings = read_lm(lm, fold.ids) if lm else (None, {})
         for one in filter(None, (model, settings.get("rescorer"))):
             refuse_seen(one, lm, run, fold.fold)
-        found = listed(fold, BeamDecoder(model, **({"beam": beam} | settings)))
+        found = search_rows(fold, BeamDecoder(model, **({"beam": beam} | settings)))
         for number, (item, truth) in enumerate(zip(found, fold.truth, strict=True)):
             words = word_confidences(item, fold.tokenizer)
             confidence += [value for _, value in words]
@@ -54,15 +54,6 @@ def calibrate_words(run: TrainedRun, lm: Path | None, out: Path, beam: int, rows
     write_file(out, json.dumps(facts, indent=1) + "\n")
     draw(facts, out.with_suffix(".png"))
     return facts
-
-
-def listed(fold: Rows, decoder: BeamDecoder) -> list:
-    """The texts of each row after both passes."""
-    found, said = search_rows(fold, decoder), [{}]
-    if decoder.rescorer is None:
-        return found
-    ask_rescorers([fold], [found], [decoder.rescorer], said)
-    return decoder.second_pass(found, fold.tokenizer, said[0])
 
 
 def fit(confidence: np.ndarray, right: np.ndarray) -> Calibration:
