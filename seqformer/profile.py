@@ -28,6 +28,7 @@ from seqformer.nn.conv import ConvModule, DepthwiseConv, TimeRecovery, TimeReduc
 from seqformer.nn.feedforward import FeedForward
 from seqformer.nn.gate import EfficientChannelAttention, SqueezeExcite
 from seqformer.nn.norm import LearnedScale, MaskedBatchNorm
+from seqformer.nn.paths import plain_paths
 
 PARTS = ("stem", "attention", "feed_forward", "conv_module", "norms_and_scales", "reduction", "recovery", "other")
 OPERATORS = ("linear", "convolution", "attention", "other")
@@ -196,9 +197,9 @@ def count_flops(backbone: nn.Module, frames: int, in_dim: int = 80) -> Flops:
 def count_activation_bytes(backbone: nn.Module, frames: int, in_dim: int = 80, batch: int = 1) -> int:
     """Bytes that a float32 forward pass in train mode keeps for backward: each storage once, no parameters.
 
-    Counted on the meta device with the plain attention kernel, so it costs no memory. A fused one keeps fewer scores;
-    with ``xl`` positions, whose scores need a gradient, the CPU runs the plain one as well. Gradients in flight and
-    the allocator's gaps come on top.
+    Counted on the meta device with the plain attention kernel, so it costs no memory. A fused one keeps fewer scores,
+    and so do the fast paths of a CPU, see ``seqformer.nn.paths``. Gradients in flight and the allocator's gaps come on
+    top.
     """
     hollow, kept = _hollow(backbone, "meta"), {}
     own = {tensor.untyped_storage()._cdata for tensor in hollow.values()}
@@ -248,7 +249,7 @@ def _field(backbone: nn.Module, features: int) -> int | None:
         y, _ = functional_call(backbone, hollow, (x, mask))
         return bool(y[0, y.shape[1] // 2].isnan().any())
 
-    with _simple(backbone), _mode(backbone, training=False), _Mixing():
+    with plain_paths(), _simple(backbone), _mode(backbone, training=False), _Mixing():
         frames = 64 * backbone.stride
         while reaches(0, 1, frames) or reaches(frames - 1, frames, frames):
             frames *= 2

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from seqformer.backbones.intermediates import Kept, forward_intermediates
 from seqformer.backbones.presets import preset
 from seqformer.nn.conv import DepthwiseConv
+from seqformer.nn.dropout import Dropout
 from seqformer.nn.gate import Gate, make_gate
 from seqformer.nn.mask import stride_mask, strided, zero_padding
 from seqformer.nn.norm import MaskedBatchNorm
@@ -93,7 +94,7 @@ class Block(nn.Module):
         )
         self.gate = gate
         self.shortcut = Shortcut(in_dim, dim, stride) if shortcut else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         y, y_mask = x, mask

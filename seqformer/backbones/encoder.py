@@ -27,6 +27,7 @@ from seqformer.errors import InputError
 from seqformer.nn.attention import Attention, Positions
 from seqformer.nn.conv import ConvActivation, ConvModule, TimeRecovery, TimeReduction, TimeUpsample, conv_width
 from seqformer.nn.drop_path import drop_path
+from seqformer.nn.dropout import Dropout
 from seqformer.nn.feedforward import FeedForward
 from seqformer.nn.gate import Gate
 from seqformer.nn.mask import zero_padding
@@ -84,13 +85,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor, table: Tensor | None, bias: Tensor | None) -> Tensor:
         for index, letter in enumerate(self.letters):
-            y = self.before[index](x, mask)
+            entry, branch = self.before[index], self.branches[index]
+            scale = entry if isinstance(entry, LearnedScale) else None  # the branch folds it into its first layer
+            y = x if scale else entry(x, mask)
             if letter == "A":
-                y = self.branches[index](y, mask, table, bias)
+                y = branch(y, mask, table, bias, scale)
             elif letter == "C":
-                y = self.branches[index](y, mask)
+                y = branch(y, mask, scale)
             else:
-                y = self.branches[index](y)
+                y = branch(y, scale)
             y = drop_path(self.scales[index](y, mask), self.rate, self.training)
             x = self.after[index](x + (0.5 * y if letter == "f" else y), mask)
         return self.final(x, mask)
@@ -166,7 +169,7 @@ class Encoder(nn.Module):
         self.stem = make_stem(stem, in_dim, dim, stem_stride, stem_channels, chosen.official)
         self.stride: int = self.stem.stride * 2 ** (len(self.reduce_at) - len(self.recover_at))
         self.scale = dim**0.5 if scale_input else 1.0
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         norm_of = partial(make_norm, eps=chosen.eps, momentum=chosen.momentum)
         self.norm = norm_of(norm, dim) if input_norm else NoNorm()
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from seqformer.errors import InputError
 from seqformer.frontends.features import Features, field_of, inner_frontend
+from seqformer.nn.dropout import Dropout
 from seqformer.registry import register
 
 
@@ -65,7 +66,7 @@ class Pair(nn.Module):
         )
         self.out = nn.Conv2d(channels[-1], blocks * heads, last, padding=last // 2)
         self.scale = None if scale is None else nn.Parameter(torch.full((blocks * heads,), scale))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     @property
     def fit(self):

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from seqformer.errors import InputError
 from seqformer.frontends.features import Features, field_of
+from seqformer.nn.dropout import Dropout
 from seqformer.nn.mask import lengths_of, zero_padding
 from seqformer.registry import register
 
@@ -47,7 +48,7 @@ class Tokens(nn.Module):
         self.embeddings = nn.ModuleList(nn.Embedding(size, dim) for size, dim in zip(vocab, widths, strict=False))
         self.linear = nn.Linear(values, widths[-1]) if values else None
         self.ends = nn.Parameter(torch.zeros(2, self.dim)) if start_end else None
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, inputs: dict[str, Tensor], mask: Tensor) -> Features:
         tokens = field_of(inputs, self.field, "the tokens frontend reads its numbers there")

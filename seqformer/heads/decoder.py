@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from seqformer.nn.decoder import DecoderLayer, Past
+from seqformer.nn.dropout import Dropout
 from seqformer.nn.losses import class_loss
 from seqformer.nn.mask import zero_padding
 from seqformer.nn.norm import LayerNorm
@@ -54,7 +55,7 @@ class Decoder(nn.Module):
         else:
             self.register_buffer("positions", table, persistent=False)
         self.layers = nn.ModuleList(DecoderLayer(dim, heads, ff_factor, dropout) for _ in range(layers))
-        self.dropout, self.norm = nn.Dropout(dropout), LayerNorm(dim)
+        self.dropout, self.norm = Dropout(dropout), LayerNorm(dim)
         self.linear = nn.Linear(dim, vocab)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Literal
 import numpy as np
 from torch import Tensor, nn
 
+from seqformer.nn.dropout import Dropout
 from seqformer.nn.feedforward import Activation, hidden_layer
 from seqformer.nn.losses import ValueLoss, class_loss
 from seqformer.nn.mask import lengths_of
@@ -63,7 +64,7 @@ class Framewise(nn.Module):
             self.values = ValueLoss(loss, delta, clip, beyond, confidence, smoothing, focal)
         self.gru = GRU(dim, gru) if gru else None
         self.hidden = hidden_layer(dim, hidden, activation)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.linear = nn.Linear(hidden or dim, vocab * (self.values.columns if self.values else 1))
         self.likelihood, self.scale = likelihood, scale
         self.bigram = Bigram(vocab) if criterion == "smbr" else None

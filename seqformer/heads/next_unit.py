@@ -3,6 +3,7 @@
 import numpy as np
 from torch import Tensor, nn
 
+from seqformer.nn.dropout import Dropout
 from seqformer.nn.losses import class_loss
 from seqformer.nn.mask import lengths_of
 from seqformer.registry import register
@@ -21,7 +22,7 @@ class NextUnit(nn.Module):
     def __init__(self, dim: int, vocab: int, target: str = "text", dropout: float = 0.0, smoothing: float = 0.0):
         super().__init__()
         self.target, self.smoothing = target, smoothing
-        self.dropout, self.linear = nn.Dropout(dropout), nn.Linear(dim, vocab)
+        self.dropout, self.linear = Dropout(dropout), nn.Linear(dim, vocab)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         return self.linear(self.dropout(x))

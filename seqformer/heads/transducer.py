@@ -11,6 +11,7 @@ from seqformer.decode.prefix_beam import Guide
 from seqformer.decode.prefix_beam import Hypothesis as Found
 from seqformer.decode.transducer import BLANK, GreedyReader, Score, beam_search, greedy
 from seqformer.decode.unit_score import UnitScore, guided
+from seqformer.nn.dropout import Dropout
 from seqformer.nn.mask import lengths_of, zero_padding
 from seqformer.nn.mwer import mwer
 from seqformer.nn.predictor import LSTMPredictor, StatelessPredictor
@@ -68,7 +69,7 @@ class Transducer(nn.Module):
             self.predictor = LSTMPredictor(vocab, predictor_dim, layers)
         else:
             self.predictor = StatelessPredictor(vocab, predictor_dim, context)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.frames, self.units = nn.Linear(dim, joint), nn.Linear(predictor_dim, joint)
         self.linear = nn.Linear(joint, vocab)
 

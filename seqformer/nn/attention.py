@@ -9,6 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqformer.nn.block_attention import BlockAttention, fast_in_blocks
+from seqformer.nn.dropout import Dropout
+from seqformer.nn.linear import joined
+from seqformer.nn.mask import lengths_of
+from seqformer.nn.norm import LearnedScale
 from seqformer.nn.positions import alibi_slopes, distances, relative_shift, rotate, t5_bucket
 
 Positions = Literal["xl", "rotary", "alibi", "t5", "shaw", "none"]
@@ -25,9 +30,8 @@ class Attention(nn.Module):
     ``alibi`` subtracts slope * |i - j|, ``t5`` adds a learned number per head and bucket of distances, ``shaw``
     learned keys, q·(k + a(j - i)), one table for all heads (Shaw et al. 2018); ``max_distance`` is where the last
     two stop telling distances apart. ``bias`` (B, H, T, T) is added to the logits. ``context`` (left, right) limits
-    the keys of a query to so many frames before and after it, -1 for no limit. ``dropout`` is of the output,
-    ``attention_dropout`` of the weights. Raises ValueError when heads do not
-    divide dim.
+    the keys of a query to so many frames before and after it, -1 for no limit. ``scale`` is a learned scale before it.
+    ``dropout`` is of the output, ``attention_dropout`` of the weights. Raises ValueError when heads do not divide dim.
     """
 
     def __init__(
@@ -47,7 +51,7 @@ class Attention(nn.Module):
         self.heads, self.positions, self.attention_dropout, self.context = heads, positions, attention_dropout, context
         self.max_distance = max_distance or FARTHEST.get(positions)
         self.query, self.key, self.value, self.out = (nn.Linear(dim, dim, bias=bias) for _ in range(4))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         width = dim // heads
         if positions == "xl":
             self.position = nn.Linear(dim, dim, bias=False)
@@ -60,24 +64,54 @@ class Attention(nn.Module):
         elif positions == "shaw":
             self.shifts = nn.Parameter(torch.randn(2 * self.max_distance + 1, width) * width**-0.5)
 
-    def forward(self, x: Tensor, mask: Tensor, table: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        q_BHTK, k_BHTK, logit_BHTT = self._scores(x, mask, table, bias)
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        table: Tensor | None = None,
+        bias: Tensor | None = None,
+        scale: LearnedScale | None = None,
+    ) -> Tensor:
+        q, k, value = self._projected(x, scale)
         dropout = self.attention_dropout if self.training else 0.0
-        y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, self._split(self.value(x)), logit_BHTT, dropout)
-        return self.dropout(self.out(y_BHTK.transpose(1, 2).flatten(2)))
+        if self.positions == "xl" and bias is None and not dropout and fast_in_blocks(q):
+            y = self._in_blocks(q, k, value, mask, table)
+        else:
+            q_BHTK, k_BHTK, logit_BHTT = self._scores(q, k, mask, table, bias)
+            y_BHTK = F.scaled_dot_product_attention(q_BHTK, k_BHTK, value.transpose(1, 2), logit_BHTT, dropout)
+            y = y_BHTK.transpose(1, 2)
+        return self.dropout(self.out(y.flatten(2)))
 
-    def weights(self, x: Tensor, mask: Tensor, table: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    def weights(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        table: Tensor | None = None,
+        bias: Tensor | None = None,
+        scale: LearnedScale | None = None,
+    ) -> Tensor:
         """What ``forward`` averages values with, (B, H, T, T), for looking at."""
-        q_BHTK, k_BHTK, logit_BHTT = self._scores(x, mask, table, bias)
+        q, k, _ = self._projected(x, scale)
+        q_BHTK, k_BHTK, logit_BHTT = self._scores(q, k, mask, table, bias)
         if logit_BHTT.dtype == torch.bool:
             logit_BHTT = torch.zeros_like(logit_BHTT, dtype=x.dtype).masked_fill(~logit_BHTT, float("-inf"))
         return (torch.matmul(q_BHTK, k_BHTK.mT) * q_BHTK.shape[-1] ** -0.5 + logit_BHTT).softmax(dim=-1)
 
+    def _projected(self, x: Tensor, scale: LearnedScale | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, T, H, K) each."""
+        projected = joined(x, (self.query, self.key, self.value), scale)
+        return projected.unflatten(-1, (3, self.heads, -1)).unbind(2)
+
+    def _in_blocks(self, q: Tensor, k: Tensor, value: Tensor, mask: Tensor, table: Tensor) -> Tensor:
+        p_RHK = self.position(table).unflatten(-1, (self.heads, -1))
+        lengths = lengths_of(mask).tolist()
+        return BlockAttention.apply(q, k, value, p_RHK, self.content_bias, self.position_bias, lengths, self.context)
+
     def _scores(
-        self, x: Tensor, mask: Tensor, table: Tensor | None, bias: Tensor | None
+        self, q: Tensor, k: Tensor, mask: Tensor, table: Tensor | None, bias: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys, and what is added to their scaled products: -inf for hidden keys, or a bool mask alone."""
-        q_BHTK, k_BHTK = self._split(self.query(x)), self._split(self.key(x))
+        q_BHTK, k_BHTK = q.transpose(1, 2), k.transpose(1, 2)
         hidden = self._hidden(mask)
         position_BHTT = None
         if self.positions == "rotary":
@@ -122,6 +156,3 @@ class Attention(nn.Module):
         if right >= 0:
             beyond = beyond | (distance > right)
         return (hidden | beyond) & (distance != 0)
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

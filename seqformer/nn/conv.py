@@ -6,9 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqformer.nn.dropout import Dropout
+from seqformer.nn.feedforward import silu
 from seqformer.nn.gate import Gate, make_gate
+from seqformer.nn.linear import joined
 from seqformer.nn.mask import stride_mask, zero_padding
-from seqformer.nn.norm import MaskedBatchNorm
+from seqformer.nn.norm import LearnedScale, MaskedBatchNorm
 
 ConvActivation = Literal["swish", "glu"]
 
@@ -17,7 +20,8 @@ class DepthwiseConv(nn.Module):
     """One filter per channel over time: x (B, T, C), mask (B, T) -> (B, ceil(T / stride), C).
 
     Padded frames are zeroed first. 'Same' padding, the odd frame of an even kernel on the right; ``causal`` pads on
-    the left only, ``left`` says how many frames. weight (C, 1, kernel), as in Conv1d.
+    the left only, ``left`` says how many frames. weight (C, 1, kernel), as in Conv1d. ``shift`` and ``scale`` (C,), of
+    a norm that follows, make the output shift + scale * output.
     """
 
     def __init__(
@@ -36,11 +40,17 @@ class DepthwiseConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(dim, 1, kernel).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound)) if bias else None
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+        weight_C11K, bias = self.weight.unsqueeze(2), self.bias
+        if scale is not None:
+            weight_C11K, bias = (
+                weight_C11K * scale[:, None, None, None],
+                shift if bias is None else shift + bias * scale,
+            )
         x = F.pad(zero_padding(x, mask), (0, 0, self.left, self.kernel - 1 - self.left))
         # A (B, T, C) tensor *is* a channels-last image of height 1: that layout has the fast kernels, with no copy.
         x_BC1T = x.transpose(1, 2).unsqueeze(2)
-        y_BC1T = F.conv2d(x_BC1T, self.weight.unsqueeze(2), self.bias, stride=(1, self.stride), groups=x.shape[2])
+        y_BC1T = F.conv2d(x_BC1T, weight_C11K, bias, stride=(1, self.stride), groups=x.shape[2])
         return y_BC1T.squeeze(2).transpose(1, 2)
 
 
@@ -48,7 +58,8 @@ class ConvModule(nn.Module):
     """Pointwise, activation, depthwise, norm, Swish, gate, pointwise, dropout: x (B, T, D), mask (B, T) -> (B, T, D).
 
     ``swish`` keeps the inner width at 2D (Squeezeformer, section 3.1.2); ``glu`` halves it to D (Conformer).
-    ``gate``: squeeze-excite or efficient channel attention over the item, or none.
+    ``gate``: squeeze-excite or efficient channel attention over the item, or none. ``scale`` is a learned scale before
+    it. Out of training a BatchNorm is part of the convolution's taps.
     """
 
     def __init__(
@@ -65,16 +76,21 @@ class ConvModule(nn.Module):
         super().__init__()
         width = conv_width(dim, activation)
         self.expand = nn.Linear(dim, 2 * dim, bias=bias)
-        self.activation = nn.SiLU() if activation == "swish" else nn.GLU(dim=-1)
+        self.activation = activation
         self.depthwise = DepthwiseConv(width, kernel, causal=causal, bias=bias)
         self.norm = norm or MaskedBatchNorm(width)
         self.gate = make_gate(gate, width)
         self.project = nn.Linear(width, dim, bias=bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = self.depthwise(self.activation(self.expand(x)), mask)
-        x = F.silu(self.norm(x, mask))
+    def forward(self, x: Tensor, mask: Tensor, scale: LearnedScale | None = None) -> Tensor:
+        x = joined(x, (self.expand,), scale)
+        x = silu(x) if self.activation == "swish" else F.glu(x)
+        if isinstance(self.norm, MaskedBatchNorm) and not self.training:
+            x = self.depthwise(x, mask, *self.norm.shift_and_scale(x, mask))
+        else:
+            x = self.norm(self.depthwise(x, mask), mask)
+        x = silu(x)
         if self.gate is not None:
             x = self.gate(x, mask)
         return self.dropout(self.project(x))
@@ -115,7 +131,7 @@ class TimeUpsample(nn.Module):
     def __init__(self, dim: int, stride: int, dropout: float = 0.0):
         super().__init__()
         self.conv = nn.ConvTranspose1d(dim, dim, stride, stride=stride)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         y = self.conv(x.transpose(1, 2)).transpose(1, 2)

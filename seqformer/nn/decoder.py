@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqformer.nn.dropout import Dropout
 from seqformer.nn.feedforward import FeedForward
 from seqformer.nn.norm import LayerNorm
 
@@ -29,7 +30,7 @@ class DecoderLayer(nn.Module):
         self.query_key_value, self.unit_out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
         self.query, self.frame_out = nn.Linear(dim, dim), nn.Linear(dim, dim)
         self.feed_forward = FeedForward(dim, ff_factor, dropout)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self, y: Tensor, key: Tensor, value: Tensor, reads: Tensor, past: Past | None = None

@@ -2,8 +2,14 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from seqformer.nn.dropout import Dropout
+from seqformer.nn.linear import joined
+from seqformer.nn.norm import LearnedScale
+from seqformer.nn.paths import fast_on_cpu
 
 Activation = Literal["none", "relu", "gelu", "swish", "tanh", "swiglu"]
 
@@ -14,10 +20,16 @@ def swiglu(x: Tensor) -> Tensor:
     return F.silu(gate) * x
 
 
+def silu(x: Tensor) -> Tensor:
+    """Swish, in place of x where no gradient asks for it: new memory costs a CPU more than the arithmetic."""
+    return F.silu(x, inplace=not torch.is_grad_enabled() and fast_on_cpu(x))
+
+
 class FeedForward(nn.Module):
     """Linear, Swish, dropout, Linear, dropout: x (B, T, D) -> (B, T, D), ``factor`` times wider inside.
 
-    ``glu`` multiplies the Swish with a second projection of the same width (SwiGLU, Shazeer 2020).
+    ``glu`` multiplies the Swish with a second projection of the same width (SwiGLU, Shazeer 2020). ``scale`` is a
+    learned scale before it.
     """
 
     def __init__(self, dim: int, factor: float = 4, dropout: float = 0.0, glu: bool = False, bias: bool = True):
@@ -26,11 +38,11 @@ class FeedForward(nn.Module):
         self.glu = glu
         self.expand = nn.Linear(dim, 2 * width if glu else width, bias=bias)
         self.project = nn.Linear(width, dim, bias=bias)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.expand(x)
-        x = swiglu(x) if self.glu else F.silu(x)
+    def forward(self, x: Tensor, scale: LearnedScale | None = None) -> Tensor:
+        x = joined(x, (self.expand,), scale)
+        x = swiglu(x) if self.glu else silu(x)
         return self.dropout(self.project(self.dropout(x)))
 
 

@@ -3,17 +3,20 @@
 ``reach`` (left, right): frame j sees the input frames stride * j - left ... stride * j + right, and no others.
 """
 
+import itertools
 import math
-from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqformer.nn.mask import lengths_of, mask_of, stride_mask, strided, zero_padding
 from seqformer.nn.norm import MaskedBatchNorm
+from seqformer.nn.paths import fast_on_cpu
 
 Stem = Literal["none", "linear", "conv2d", "depthwise_conv2d", "vgg", "signal"]
+PIECE = 2**22  # numbers of the first map of a Conv2dStem at a time, on a CPU
 STRIDES = {"none": 1, "linear": 1, "conv2d": 4, "depthwise_conv2d": 4, "vgg": 3, "signal": 16}
 
 
@@ -71,18 +74,33 @@ class Conv2dStem(nn.Module):
         self.linear = nn.Linear(strided(in_dim, stride) * channels, dim)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        items = len(x)
+        if fast_on_cpu(x):
+            items = max(1, 4 * PIECE // (x.shape[1] * x.shape[2] * self.first.out_channels))
+        if items >= len(x):
+            return self._frames(x, mask)
+        # The first map has many times the numbers of the features: for a few items at a time it stays in the cache.
+        pieces = zip(x.split(items), mask.split(items), strict=True)
+        return tuple(torch.cat(part) for part in zip(*itertools.starmap(self._frames, pieces), strict=True))
+
+    def _frames(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         x, mask = self._halved(self.first, x[..., None], mask)
-        x = x.relu()
+        x = x.relu_()
         for index, conv in enumerate(self.convs):
             x, mask = self._halved(conv, x, mask)
             if self.pointwise:
-                # A linear layer of four axes, written as the convolution it is: export cannot prove what it reshapes.
-                weight, bias = self.pointwise[index].weight, self.pointwise[index].bias
-                x = F.conv2d(x.permute(0, 3, 1, 2), weight[..., None, None], bias).permute(0, 2, 3, 1)
-            x = x.relu()
+                x = self._pointwise(x, index)
+            x = x.relu_()
         if self.official:
             mask = mask_of(lengths_of(mask), x.shape[1])
         return self.linear(x.flatten(2)), mask
+
+    def _pointwise(self, x_BTFC: Tensor, index: int) -> Tensor:
+        if fast_on_cpu(x_BTFC):
+            return self.pointwise[index](x_BTFC)
+        # A linear layer of four axes, written as the convolution it is: export cannot prove what it reshapes.
+        weight, bias = self.pointwise[index].weight, self.pointwise[index].bias
+        return F.conv2d(x_BTFC.permute(0, 3, 1, 2), weight[..., None, None], bias).permute(0, 2, 3, 1)
 
     def _halved(self, conv: nn.Conv2d, x_BTFC: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """A strided convolution on channels-last frames."""
@@ -136,7 +154,9 @@ class SignalStem(nn.Module):
         self.stride, self.reach = stride, (2 * stride - 2, 2 * stride - 2)
         stages = round(math.log2(stride))
         widths = [in_dim, *[channels or dim] * (stages - 1), dim]
-        self.convs = nn.ModuleList(nn.Conv1d(inner, outer, 5, stride=2, padding=2) for inner, outer in pairwise(widths))
+        self.convs = nn.ModuleList(
+            nn.Conv1d(inner, outer, 5, stride=2, padding=2) for inner, outer in itertools.pairwise(widths)
+        )
         self.norms = nn.ModuleList(MaskedBatchNorm(width) for width in widths[1:])
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,139 @@
+"""Transformer-XL attention on a CPU, a block of queries at a time: no T x T scores, and no 2T - 1 position scores each.
+
+A block of N queries meets only T + N - 1 of the 2T - 1 distances, or as many as a limited context has, and what is
+computed for it stays in the cache. The gradient is written out and computes the weights again.
+
+Axes: B batch, T frames, H heads, K head width, R = 2T - 1 distances, N queries of a block, M keys it may look at.
+"""
+
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import torch
+from torch import Tensor
+
+from seqformer.nn.paths import fast_on_cpu
+
+SCORES = 2**18  # scores of a block, about: a MB
+FEWEST = 96  # frames from which blocks are faster than whole batches
+KEPT = 512  # frames up to which weights are kept for backward, not computed again
+
+
+def fast_in_blocks(q: Tensor) -> bool:
+    """Whether queries (B, T, H, K) are best taken in blocks."""
+    return q.shape[1] >= FEWEST and q.dtype in (torch.float32, torch.float64) and fast_on_cpu(q)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Queries [first, last) of an item and the keys [left, right) that any of them may look at."""
+
+    item: int
+    first: int
+    last: int
+    left: int
+    right: int
+    hidden: Tensor | None  # (N, M) True where one of the queries may not look at one of the keys
+
+    def distances(self, frames: int) -> slice:
+        """The rows of a table of the distances frames - 1 ... -(frames - 1) that the block meets."""
+        return slice(frames - self.last + self.left, frames - self.first + self.right - 1)
+
+
+def blocks_of(lengths: list[int], heads: int, context: tuple[int, int] | None) -> list[Block]:
+    """The blocks of a batch of items of so many frames; padded frames are in none."""
+    before, after = context or (-1, -1)
+    found = []
+    for item, frames in enumerate(lengths):
+        reach = frames if min(before, after) < 0 else min(frames, before + after + 1)
+        size = max(16, min(frames, SCORES // (heads * max(reach, 1))))
+        for first in range(0, frames, size):
+            last = min(frames, first + size)
+            left = max(0, first - before) if before >= 0 else 0
+            right = min(frames, last + after) if after >= 0 else frames
+            distance = torch.arange(left, right) - torch.arange(first, last)[:, None]
+            hidden = torch.zeros_like(distance, dtype=torch.bool)
+            if before >= 0:
+                hidden |= distance < -before
+            if after >= 0:
+                hidden |= distance > after
+            found.append(Block(item, first, last, left, right, hidden if context else None))
+    return found
+
+
+class BlockAttention(torch.autograd.Function):
+    """softmax(((q + u)·k + (q + v)·P(i - j)) / sqrt(K)) values, zeros for padded frames.
+
+    q, k, value (B, T, H, K), position P (R, H, K), u and v (H, K), lengths of the items -> (B, T, H, K).
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, value, position, u, v, lengths: list[int], context: tuple[int, int] | None) -> Tensor:
+        ctx.save_for_backward(q, k, value, position, u, v)
+        ctx.blocks, out = (
+            blocks_of(lengths, q.shape[2], context),
+            torch.zeros_like(q, memory_format=torch.contiguous_format),
+        )
+        ctx.kept = []
+        for block in ctx.blocks:
+            found = weight_HNM, _, _ = _weights(block, q, k, position, u, v)
+            if q.shape[1] <= KEPT:
+                ctx.kept.append(found)
+            mean_HNK = torch.bmm(weight_HNM, _keys(block, value))
+            out[block.item, block.first : block.last] = mean_HNK.transpose(0, 1)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, value, position, u, v = ctx.saved_tensors
+        to_q, to_k, to_value, to_position, to_u, to_v = (x.new_zeros(x.shape) for x in ctx.saved_tensors)
+        factor = q.shape[-1] ** -0.5
+        for block, found in zip_longest(ctx.blocks, ctx.kept):
+            weight_HNM, content_HNK, relative_HNK = found or _weights(block, q, k, position, u, v)
+            grad_HNK = grad[block.item, block.first : block.last].transpose(0, 1)
+            _keys(block, to_value).baddbmm_(weight_HNM.mT, grad_HNK)
+            slope_HNM = torch.bmm(grad_HNK, _keys(block, value).mT)
+            slope_HNM = torch._softmax_backward_data(slope_HNM, weight_HNM, -1, slope_HNM.dtype)
+            _keys(block, to_k).baddbmm_(slope_HNM.mT, content_HNK)
+            from_content_HNK = torch.bmm(slope_HNM, _keys(block, k))
+            # Back to scores of distances: those of the pairs of this block, and zeros for the others.
+            N, M = slope_HNM.shape[1:]
+            slope_HNR = slope_HNM.new_zeros(len(slope_HNM), N, N + M - 1)
+            _shifted(slope_HNR, N, M).copy_(slope_HNM)
+            rows = block.distances(q.shape[1])
+            to_position[rows].transpose(0, 1).baddbmm_(slope_HNR.mT, relative_HNK)
+            from_position_HNK = torch.bmm(slope_HNR, position[rows].transpose(0, 1))
+            to_u += from_content_HNK.sum(dim=1) * factor
+            to_v += from_position_HNK.sum(dim=1) * factor
+            sum_HNK = from_content_HNK.add_(from_position_HNK).mul_(factor)
+            to_q[block.item, block.first : block.last] = sum_HNK.transpose(0, 1)
+        return to_q, to_k, to_value, to_position, to_u, to_v, None, None
+
+
+def _weights(
+    block: Block, q: Tensor, k: Tensor, position: Tensor, u: Tensor, v: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of a block the weights (H, N, M), and (q + u) / sqrt(K) and (q + v) / sqrt(K), (H, N, K)."""
+    query, factor = q[block.item, block.first : block.last], q.shape[-1] ** -0.5
+    content_HNK, relative_HNK = (((query + one) * factor).transpose(0, 1) for one in (u, v))
+    rows = block.distances(q.shape[1])
+    score_HNR = torch.bmm(relative_HNK, position[rows].permute(1, 2, 0))
+    shifted_HNM = _shifted(score_HNR, block.last - block.first, block.right - block.left)
+    score_HNM = torch.baddbmm(shifted_HNM, content_HNK, _keys(block, k).mT)
+    if block.hidden is not None:
+        score_HNM.masked_fill_(block.hidden, -torch.inf)
+    return score_HNM.softmax(dim=-1), content_HNK, relative_HNK
+
+
+def _keys(block: Block, x: Tensor) -> Tensor:
+    """The keys of a block, or values, (B, T, H, K) -> (H, M, K), a view."""
+    return x[block.item, block.left : block.right].transpose(0, 1)
+
+
+def _shifted(score_HNR: Tensor, queries: int, keys: int) -> Tensor:
+    """Scores against distances, of the last query and the first key first, -> against keys (H, N, M): a view.
+
+    Query i and key j meet at column N - 1 - i + j, so a row of the view is one column less than a row of the scores.
+    """
+    H, N, R = score_HNR.shape
+    return score_HNR.as_strided((H, queries, keys), (N * R, R - 1, 1), queries - 1)
