@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seqformer.nn.paths import fast_on_cpu
 
-SCORES = 2**18  # scores of a block, about: a MB
+MOST, SCORES = 128, 2**18  # queries of a block, and their scores, about: a MB
 FEWEST = 96  # frames from which blocks are faster than whole batches
 KEPT = 512  # frames up to which weights are kept for backward, not computed again
 
@@ -46,7 +46,7 @@ def blocks_of(lengths: list[int], heads: int, context: tuple[int, int] | None) -
     found = []
     for item, frames in enumerate(lengths):
         reach = frames if min(before, after) < 0 else min(frames, before + after + 1)
-        size = max(16, min(frames, SCORES // (heads * max(reach, 1))))
+        size = max(16, min(MOST, SCORES // (heads * max(reach, 1))))
         for first in range(0, frames, size):
             last = min(frames, first + size)
             left = max(0, first - before) if before >= 0 else 0
@@ -70,11 +70,7 @@ class BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, value, position, u, v, lengths: list[int], context: tuple[int, int] | None) -> Tensor:
         ctx.save_for_backward(q, k, value, position, u, v)
-        ctx.blocks, out = (
-            blocks_of(lengths, q.shape[2], context),
-            torch.zeros_like(q, memory_format=torch.contiguous_format),
-        )
-        ctx.kept = []
+        ctx.blocks, ctx.kept, out = blocks_of(lengths, q.shape[2], context), [], q.new_zeros(q.shape)
         for block in ctx.blocks:
             found = weight_HNM, _, _ = _weights(block, q, k, position, u, v)
             if q.shape[1] <= KEPT:
@@ -86,28 +82,30 @@ class BlockAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, value, position, u, v = ctx.saved_tensors
-        to_q, to_k, to_value, to_position, to_u, to_v = (x.new_zeros(x.shape) for x in ctx.saved_tensors)
-        factor = q.shape[-1] ** -0.5
+        # Heads first: what is added to must lie without gaps, or torch multiplies head by head.
+        to_q, to_k, to_value = (q.new_zeros(len(q), q.shape[2], q.shape[1], q.shape[3]) for _ in range(3))
+        to_position = q.new_zeros(q.shape[2], len(position), q.shape[3])
+        to_u, to_v, factor = torch.zeros_like(u), torch.zeros_like(v), q.shape[-1] ** -0.5
         for block, found in zip_longest(ctx.blocks, ctx.kept):
             weight_HNM, content_HNK, relative_HNK = found or _weights(block, q, k, position, u, v)
+            keys, rows = slice(block.left, block.right), block.distances(q.shape[1])
             grad_HNK = grad[block.item, block.first : block.last].transpose(0, 1)
-            _keys(block, to_value).baddbmm_(weight_HNM.mT, grad_HNK)
+            to_value[block.item, :, keys].baddbmm_(weight_HNM.mT, grad_HNK)
             slope_HNM = torch.bmm(grad_HNK, _keys(block, value).mT)
             slope_HNM = torch._softmax_backward_data(slope_HNM, weight_HNM, -1, slope_HNM.dtype)
-            _keys(block, to_k).baddbmm_(slope_HNM.mT, content_HNK)
+            to_k[block.item, :, keys].baddbmm_(slope_HNM.mT, content_HNK)
             from_content_HNK = torch.bmm(slope_HNM, _keys(block, k))
             # Back to scores of distances: those of the pairs of this block, and zeros for the others.
             N, M = slope_HNM.shape[1:]
             slope_HNR = slope_HNM.new_zeros(len(slope_HNM), N, N + M - 1)
             _shifted(slope_HNR, N, M).copy_(slope_HNM)
-            rows = block.distances(q.shape[1])
-            to_position[rows].transpose(0, 1).baddbmm_(slope_HNR.mT, relative_HNK)
+            to_position[:, rows].baddbmm_(slope_HNR.mT, relative_HNK)
             from_position_HNK = torch.bmm(slope_HNR, position[rows].transpose(0, 1))
             to_u += from_content_HNK.sum(dim=1) * factor
             to_v += from_position_HNK.sum(dim=1) * factor
-            sum_HNK = from_content_HNK.add_(from_position_HNK).mul_(factor)
-            to_q[block.item, block.first : block.last] = sum_HNK.transpose(0, 1)
-        return to_q, to_k, to_value, to_position, to_u, to_v, None, None
+            to_q[block.item, :, block.first : block.last] = from_content_HNK.add_(from_position_HNK).mul_(factor)
+        to_frames = (x.transpose(1, 2) for x in (to_q, to_k, to_value))
+        return *to_frames, to_position.transpose(0, 1), to_u, to_v, None, None
 
 
 def _weights(

@@ -16,7 +16,7 @@ from seqformer.nn.norm import MaskedBatchNorm
 from seqformer.nn.paths import fast_on_cpu
 
 Stem = Literal["none", "linear", "conv2d", "depthwise_conv2d", "vgg", "signal"]
-PIECE = 2**22  # numbers of the first map of a Conv2dStem at a time, on a CPU
+PIECE = 2**20  # numbers of the first map of a Conv2dStem at a time, on a CPU
 STRIDES = {"none": 1, "linear": 1, "conv2d": 4, "depthwise_conv2d": 4, "vgg": 3, "signal": 16}
 
 
@@ -74,33 +74,56 @@ class Conv2dStem(nn.Module):
         self.linear = nn.Linear(strided(in_dim, stride) * channels, dim)
 
     def forward(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        items = len(x)
-        if fast_on_cpu(x):
-            items = max(1, 4 * PIECE // (x.shape[1] * x.shape[2] * self.first.out_channels))
-        if items >= len(x):
-            return self._frames(x, mask)
-        # The first map has many times the numbers of the features: for a few items at a time it stays in the cache.
-        pieces = zip(x.split(items), mask.split(items), strict=True)
-        return tuple(torch.cat(part) for part in zip(*itertools.starmap(self._frames, pieces), strict=True))
-
-    def _frames(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        if fast_on_cpu(x) and not self.official:
+            return self._in_pieces(x, mask)
         x, mask = self._halved(self.first, x[..., None], mask)
-        x = x.relu_()
+        x = x.relu()
         for index, conv in enumerate(self.convs):
             x, mask = self._halved(conv, x, mask)
             if self.pointwise:
-                x = self._pointwise(x, index)
-            x = x.relu_()
+                # A linear layer of four axes, written as the convolution it is: export cannot prove what it reshapes.
+                weight, bias = self.pointwise[index].weight, self.pointwise[index].bias
+                x = F.conv2d(x.permute(0, 3, 1, 2), weight[..., None, None], bias).permute(0, 2, 3, 1)
+            x = x.relu()
         if self.official:
             mask = mask_of(lengths_of(mask), x.shape[1])
         return self.linear(x.flatten(2)), mask
 
-    def _pointwise(self, x_BTFC: Tensor, index: int) -> Tensor:
-        if fast_on_cpu(x_BTFC):
-            return self.pointwise[index](x_BTFC)
-        # A linear layer of four axes, written as the convolution it is: export cannot prove what it reshapes.
-        weight, bias = self.pointwise[index].weight, self.pointwise[index].bias
-        return F.conv2d(x_BTFC.permute(0, 3, 1, 2), weight[..., None, None], bias).permute(0, 2, 3, 1)
+    def _in_pieces(self, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The first map has many times the numbers of the features: a piece of it at a time stays in the cache."""
+        masks = [mask]
+        for _ in range(1 + len(self.convs)):
+            masks.append(stride_mask(masks[-1], 2))
+        frames = masks[-1].shape[1]
+        size = 4 * PIECE // (self.stride * x.shape[2] * self.first.out_channels)
+        items, size = max(1, size // frames), max(8, size)
+        rows = []
+        for item in range(0, len(x), items):
+            part, part_masks = x[item : item + items], [mask[item : item + items] for mask in masks]
+            starts = range(0, frames, size)
+            stretches = [self._stretch(part, part_masks, first, min(frames, first + size)) for first in starts]
+            rows.append(torch.cat(stretches, dim=1) if len(stretches) > 1 else stretches[0])
+        return torch.cat(rows), masks[-1]
+
+    def _stretch(self, x: Tensor, masks: list[Tensor], first: int, last: int) -> Tensor:
+        """Output frames [first, last) of x (B, T, F), whose masks are those before each convolution and after all."""
+        spans = [(first, last)]
+        for _ in self.convs:
+            spans.insert(0, (2 * spans[0][0] - 1, 2 * spans[0][1]))  # of a kernel of 3 and a stride of 2
+        low, high = 2 * spans[0][0] - 1, 2 * spans[0][1]
+        x = x[:, max(0, low) : high, :, None]
+        for index, conv in enumerate([self.first, *self.convs]):
+            real, around = masks[index], (max(0, -low), max(0, high - masks[index].shape[1]))
+            x = F.pad(zero_padding(x, real[:, max(0, low) : high]), (0, 0, 0, 0, *around)).permute(0, 3, 1, 2)
+            y_BCTF = F.conv2d(x, conv.weight, conv.bias, 2, (0, 1), groups=conv.groups)
+            if self.pointwise and index:
+                x = self.pointwise[index - 1](y_BCTF.permute(0, 2, 3, 1)).relu_()
+            else:
+                x = y_BCTF.relu_().permute(0, 2, 3, 1)
+            # What lies before the first frame and after the last is zeros to the next, not what was computed here.
+            low, high = spans[index]
+            x = x[:, max(0, -low) : masks[index + 1].shape[1] - low]
+        return self.linear(x.flatten(2))
 
     def _halved(self, conv: nn.Conv2d, x_BTFC: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """A strided convolution on channels-last frames."""
