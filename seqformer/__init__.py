@@ -13,6 +13,7 @@ from seqformer.data.table import read_table
 from seqformer.data.targets import Targets
 from seqformer.decode.hmm import stretch_states
 from seqformer.errors import InputError, first_few
+from seqformer.machine import tune_cpu
 from seqformer.model import SequenceModel, create_backbone, create_model, list_backbones
 from seqformer.pretrained import load_pretrained, push_to_hub, save_pretrained
 from seqformer.published.weights import import_backbone
@@ -58,6 +59,7 @@ __all__ = [
     "run_command",
     "save_pretrained",
     "stretch_states",
+    "tune_cpu",
     "write_manifest",
     "write_ragged_submission",
     "write_submission",

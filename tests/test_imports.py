@@ -42,6 +42,7 @@ PREDICT = {
 RULES = {
     "errors": set(),
     "timm_import": set(),
+    "machine": set(),
     "registry": {"errors"},
     "nn": {"nn"},
     "config": {"errors", "registry"},

@@ -29,6 +29,17 @@ RunFolder = Annotated[Path, typer.Argument(help="A run folder, such as runs/demo
 Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config.")]
 
 
+@app.callback()
+def settings(
+    tune_cpu: Annotated[bool, typer.Option("--tune-cpu", help="First make this process faster on a CPU.")] = False,
+) -> None:
+    if tune_cpu:
+        from seqformer.machine import tune_cpu as tune
+
+        found = tune()
+        typer.echo("CPU: " + (", ".join(f"{name} {change}" for name, change in found.items()) or "nothing to change"))
+
+
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="A run's YAML, such as configs/demo.yaml.")],
