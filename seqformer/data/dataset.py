@@ -12,7 +12,7 @@ import numpy as np
 from seqformer.augment.mix import Mixer, names_of
 from seqformer.batch import Example
 from seqformer.data.audio import read_audio, resample
-from seqformer.data.columns import NumberColumn, StoreColumn
+from seqformer.data.columns import NumberColumn, StoreColumn, ValueColumn
 from seqformer.data.store import Stores
 from seqformer.data.targets import Targets
 from seqformer.errors import InputError, nearest
@@ -34,8 +34,7 @@ class RowReader:
     """
 
     def __init__(self, table: "polars.DataFrame", rate: int | None = None):
-        # numpy columns, not Python objects: workers share their pages instead of copying them at every count.
-        self.ids, self.paths = table["id"].to_numpy().astype(str), table["path"].to_numpy().astype(str)
+        self.ids, self.paths = table["id"].to_numpy().astype(str), ValueColumn(table["path"])
         self.rows = _whole(table, "row")  # -1 where the path is an audio file
         self.offsets, self.sizes = _whole(table, "offset"), _whole(table, "bytes")  # -1 where it is one of its own
         self.rates = _whole(table, "rate") if "rate" in table.columns else None
@@ -55,7 +54,7 @@ class RowReader:
 
     def __getitem__(self, index: int) -> np.ndarray:
         try:
-            array, rate = self._read(str(self.paths[index]), index)
+            array, rate = self._read(self.paths[index], index)
         except InputError as error:
             raise InputError(f"row {self.ids[index]}: {error}") from error
         if rate is None or self.rate is None:
@@ -122,7 +121,7 @@ class SequenceDataset:
         for name in learned:
             if name not in table.columns:
                 raise InputError(f"the rows have no column {name!r}; {nearest(name, table.columns)}")
-        self.columns = {name: table[name].to_list() for name in learned}
+        self.columns = {name: ValueColumn(table[name]) for name in learned}
         self.weight = table["weight"].to_numpy() if "weight" in table.columns else np.ones(table.height)
         self.mixer = self._mixer(table, list(mix)) if mix and training else None
 
@@ -181,7 +180,7 @@ class SequenceDataset:
             if name not in table.columns:
                 raise InputError(f"mix: by names no column {name!r}; {nearest(name, table.columns)}")
         classes = {name: encoder.size for name, encoder in encoders.items() if getattr(encoder, "whole", False)}
-        columns = {"id": table["id"].to_list()} | {name: table[name].to_list() for name in names_of(parts)}
+        columns = {"id": self.ids} | {name: ValueColumn(table[name]) for name in names_of(parts)}
         return Mixer(parts, columns, classes)
 
 
@@ -189,7 +188,7 @@ def _input_reader(table: "polars.DataFrame", name: str) -> NumberColumn | StoreC
     """Reader of an input beside ``x``: of its store, where the manifest has columns for one, or of its column."""
     place, row = f"{name}_path", f"{name}_row"
     if place in table.columns and row in table.columns:
-        return StoreColumn(table[place].to_list(), table[row].to_list())
+        return StoreColumn(table[place], table[row])
     if name not in table.columns:
         raise InputError(f"dataset: the manifest has no column {name!r}; {nearest(name, table.columns)}")
     return NumberColumn(table[name])

@@ -1,22 +1,29 @@
 """Batches of a dataset, read ahead by worker processes where there are any."""
 
+import gc
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 from torch.utils.data import DataLoader
 
 from seqformer.batch import Batch, collate
 from seqformer.errors import InputError
 
 
-def load_batches(dataset, keys: Sequence, workers: int = 0, pin_memory: bool = False) -> Iterator[Batch]:
-    """Batches of the examples at ``keys``, a list of them for each batch, in order.
+def load_batches(
+    dataset, keys: Iterable, workers: int = 0, pin_memory: bool = False, prefetch: int = 2
+) -> Iterator[Batch]:
+    """Batches of the examples at ``keys``, those of each batch as (items, 2), in order.
 
-    Raises the InputError of a row that cannot be read, the same one line for any number of workers.
+    Keys are taken as batches are read, ``prefetch`` of them ahead by each worker: given those of one epoch after
+    another, workers start once, and have begun an epoch when the one before it ends. Raises the InputError of a row
+    that cannot be read, the same one line for any number of workers.
     """
-    options = {"num_workers": workers, "pin_memory": pin_memory, "worker_init_fn": end_with_parent}
-    loader = DataLoader(dataset, batch_sampler=keys, collate_fn=collate, **options)
+    options = {"num_workers": workers, "pin_memory": pin_memory, "prefetch_factor": prefetch if workers else None}
+    pairs = (list(map(tuple, np.asarray(batch).tolist())) for batch in keys)
+    loader = DataLoader(dataset, batch_sampler=pairs, collate_fn=collate, worker_init_fn=begin_worker, **options)
     try:
         yield from loader
     except InputError as error:  # a worker's arrives with its traceback as the message
@@ -24,10 +31,12 @@ def load_batches(dataset, keys: Sequence, workers: int = 0, pin_memory: bool = F
         raise InputError(line.removeprefix(f"{InputError.__module__}.{InputError.__name__}: ")) from error
 
 
-def end_with_parent(worker: int) -> None:
-    """End a worker whose parent was killed while it started.
+def begin_worker(worker: int) -> None:
+    """End a worker whose parent was killed while it started, and keep what it has of its parent shared.
 
-    torch's workers look for a change of their parent from when they begin to look: such a one would wait for ever.
+    torch's workers look for a change of their parent from when they begin to look: such a one would wait for ever. The
+    garbage collector writes into every object it looks at, so it leaves alone those that the parent made.
     """
     if multiprocessing.get_start_method() == "fork" and os.getppid() != multiprocessing.parent_process().pid:
         os._exit(1)
+    gc.freeze()
