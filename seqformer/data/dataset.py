@@ -5,6 +5,7 @@ of them. Epoch ``VALID`` asks for the row as it is, without augmentation.
 """
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +15,7 @@ from seqformer.batch import Example
 from seqformer.data.audio import read_audio, resample
 from seqformer.data.columns import NumberColumn, StoreColumn, ValueColumn
 from seqformer.data.store import Stores
-from seqformer.data.targets import Targets
+from seqformer.data.targets import Targets, Units
 from seqformer.errors import InputError, nearest
 from seqformer.registry import register
 
@@ -98,8 +99,9 @@ class SequenceDataset:
     training examples of two rows each, see ``seqformer.augment.mix``.
 
     What a registered dataset is: ``ids``, ``rate``, ``columns`` {target: value per example}, ``len``,
-    ``frames(epoch)`` and ``[epoch, index]``; built with these arguments and its own keywords from the config's
-    ``dataset`` section. ``training`` tells one that makes its examples up which of its two sets is wanted.
+    ``frames(epoch)`` and ``[epoch, index]``, and ``units`` where it can tell them; built with these arguments and its
+    own keywords from the config's ``dataset`` section. ``training`` tells one that makes its examples up which of its
+    two sets is wanted.
     """
 
     def __init__(
@@ -140,6 +142,14 @@ class SequenceDataset:
     def frames(self, epoch: int) -> np.ndarray:
         """Expected frames (rows,) of each example of an epoch, for the batch planner."""
         return self.reader.frames()
+
+    @cached_property
+    def units(self) -> np.ndarray | None:
+        """Units (rows,) of each row's text, the longest of several, for the batch planner; None without a text."""
+        encoders = self.targets.encoders if self.targets else {}
+        texts = {name: encoder for name, encoder in encoders.items() if isinstance(encoder, Units)}
+        counts = [[len(one.encode(text)) for text in self.columns[name]] for name, one in texts.items()]
+        return np.max(counts, axis=0) if counts else None
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
         epoch, index = key

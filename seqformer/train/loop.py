@@ -21,7 +21,7 @@ from seqformer.batch import Batch
 from seqformer.config import Run
 from seqformer.data.dataset import draw_seed
 from seqformer.data.loader import load_batches
-from seqformer.data.sampler import frame_budget, plan_batches
+from seqformer.data.sampler import plan_dataset
 from seqformer.data.sampling import RowSampler, count_repeats, scheduled
 from seqformer.data.targets import Targets
 from seqformer.errors import InputError, first_few
@@ -89,7 +89,6 @@ class FoldTrainer:
         saved = job.model.state_dict().keys()
         self.buffers = [buffer for name, buffer in job.model.named_buffers() if name in saved]
         self.before = [buffer.clone() for buffer in self.buffers]  # as they were before the running step
-        self.budget = frame_budget(self.config.data, job.train.rate)
         self.plan = functools.lru_cache(maxsize=2)(self.plan)  # the loader is an epoch ahead at most
         self.ceiling, self.flops = 0.0, (0.0, 0.0)
 
@@ -247,11 +246,11 @@ class FoldTrainer:
     def plan(self, epoch: int) -> list[np.ndarray]:
         """Keys (items, 2) of all batches of this rank for an epoch: a function of (seed, fold, epoch)."""
         data, seed = self.config.data, self.config.seed
-        frames, world, rank = self.job.train.frames(epoch), self.fabric.world_size, self.fabric.global_rank
-        rows = self.job.sampler(epoch) if self.job.sampler else np.arange(len(frames))
+        world, rank = self.fabric.world_size, self.fabric.global_rank
+        rows = self.job.sampler(epoch) if self.job.sampler else np.arange(len(self.job.train))
         # A row drawn again is augmented as in an epoch that never comes, not as the first time.
         epochs = epoch + self.config.train.epochs * count_repeats(rows)
-        batches = plan_batches(frames[rows], self.budget, data.max_items, [seed, self.job.key], epoch, world)
+        batches = plan_dataset(self.job.train, data, epoch, [seed, self.job.key], world, rows)
         return [np.stack([epochs[batch], rows[batch]], axis=1) for batch in batches[rank::world]]
 
     def keys(self) -> Iterator[np.ndarray]:
