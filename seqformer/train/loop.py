@@ -110,8 +110,8 @@ class FoldTrainer:
         """
         at, train = self.at, self.config.train
         self.resume()
-        on_gpu, data = self.fabric.device.type == "cuda", self.config.data
-        loader = load_batches(self.job.train, self.keys(), data.workers, on_gpu, data.prefetch)
+        data = self.config.data
+        loader = load_batches(self.job.train, self.keys(), data.workers, self.fabric.device, data.prefetch)
         while not at.finished:
             self.meter, batches = Meter(), self.plan(at.epoch)
             self.model.train()
