@@ -151,6 +151,14 @@ def test_little_is_padding(batch_seconds, most):
     assert padding_share(frames, shuffled) > 0.4  # what batches of any length would cost
 
 
+def test_speeds_that_the_planner_knows_cost_no_padding():
+    frames = utterances(10_000)
+    played = frames / np.random.default_rng(1).choice([0.9, 1.0, 1.1], len(frames))
+    plans = [plan_batches(lengths, 160 * 16_000, 512, [0]) for lengths in (frames, played)]
+    unknown, known = (padding_share(played, plan) for plan in plans)
+    assert unknown > 0.1 and known < 0.04
+
+
 def as_before(frames: np.ndarray, budget: int, world: int) -> list[np.ndarray]:
     """Batches of one process, dealt out in their random order, the first ones again to fill the last step."""
     batches = plan_batches(frames, budget, 512, [0], 0)

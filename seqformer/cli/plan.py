@@ -1,7 +1,5 @@
 """The command that finds the largest batch a config can train with."""
 
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -50,14 +48,15 @@ def line_of(trial: "Trial", key: str) -> str:
 
 def in_child(plain: dict[str, Any], key: str, root: Path, limit: int | None, budget: float) -> "Trial":
     """A trial in a process of its own: its peak is that of the budget alone, and it may run out of memory and die."""
-    import multiprocessing
+    from concurrent.futures.process import BrokenProcessPool, ProcessPoolExecutor
+    from multiprocessing import get_context
 
     from seqformer.config import build_config, changed_config
     from seqformer.train.budget import Trial
 
     changed = changed_config(plain, {f"data.{key}": budget})
     build_config(changed)
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         try:
             return pool.submit(_attempt, changed, root, limit).result()
         except BrokenProcessPool:

@@ -54,12 +54,12 @@ def find_budget(attempt: Callable[[float], Trial], start: float, whole: bool = F
         yield trial
         fits, fails = (budget, fails) if trial.fits else (fits, budget)
         one_sided = not fits or fails == math.inf
-        if one_sided and last is not None and last.batches == trial.batches:
+        if one_sided and last is not None and 0 < last.batches == trial.batches:
             return
         last = trial
         budget = 2 * fits if fails == math.inf else fails / 2 if not fits else math.sqrt(fits * fails)
         budget = float(f"{budget:.3g}") if not whole else max(1, round(budget))
-        if budget in (fits, fails) or (not one_sided and fails / fits < CLOSE):
+        if budget in (fits, fails) or budget < start / 1000 or (not one_sided and fails / fits < CLOSE):
             return
 
 
