@@ -1,11 +1,14 @@
 """Batches come in order and alike, whoever reads them and wherever they are copied."""
 
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import numpy as np
 import polars
 import pytest
 import torch
 
-from seqformer import SequenceDataset, StoreWriter
+from seqformer import Batch, SequenceDataset, StoreWriter
 from seqformer.data.loader import copied_ahead, load_batches
 
 
@@ -45,3 +48,30 @@ def test_batches_arrive_on_the_gpu_as_they_left(data):
             assert batch.ids == other.ids and batch.mask.device.type == batch.weight.device.type == "cpu"
             assert batch.inputs["x"].is_cuda and torch.equal(batch.inputs["x"].cpu(), other.inputs["x"])
     assert not list(copied_ahead([], device))
+
+
+def test_a_copy_is_waited_for_before_the_next_is_asked_for(data, monkeypatch):
+    """On a pretended GPU: what happens on its two streams, in order."""
+    events = []
+    working = SimpleNamespace(wait_stream=lambda stream: events.append("wait"))
+    pretended = SimpleNamespace(Stream=lambda device: None, stream=nullcontext, current_stream=lambda device: working)
+    monkeypatch.setattr(torch, "cuda", pretended)
+    monkeypatch.setattr(Batch, "to", lambda batch, device: events.append(f"copy {batch.ids[0]}") or batch)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: events.append("keep"))
+    for batch in copied_ahead(load_batches(data, list(keys([]))[:3]), torch.device("cpu")):
+        events.append(f"work {batch.ids[0]}")
+    wanted = [
+        "copy 0",
+        "wait",
+        "copy 8",
+        "keep",
+        "work 0",
+        "wait",
+        "copy 16",
+        "keep",
+        "work 8",
+        "wait",
+        "keep",
+        "work 16",
+    ]
+    assert events == wanted
