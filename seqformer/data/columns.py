@@ -97,6 +97,8 @@ class ValueColumn(Sequence):
         return iter(self.read(0, self.size))
 
     def __getitem__(self, index: int) -> Any:
+        if isinstance(self.values, bytes) and self.empty is None:  # what is read most: a path, a text
+            return self.values[self.offsets.item(index) : self.offsets.item(index + 1)].decode()
         return self.read(index, index + 1)[0]
 
     def read(self, start: int, stop: int) -> list:

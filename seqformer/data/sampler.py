@@ -66,8 +66,7 @@ def plan_batches(
         units = np.asarray(units, dtype=np.int64)
         order = _by_length_and_units(-longest_first, units)
         limits.append((units, max_units))
-    steps = _cut([(values[order], most) for values, most in limits], max_items, world)
-    steps = np.split(order, steps)
+    steps = np.split(order, _cut([(values[order], most) for values, most in limits], max_items, world))
     if seed is not None:
         rng.shuffle(steps)
     return [batch for step in steps for batch in _dealt(step, world)]
