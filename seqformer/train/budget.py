@@ -99,7 +99,7 @@ def try_budget(config: Run, root: Path, limit: int | None) -> Trial:
 
 
 def first_job(config: Run, root: Path, folder: Path, log: RunLog) -> FoldJob:
-    """The first fold that a run trains, made ready in an empty ``folder``; no rows to validate, no pseudo-labelled ones."""
+    """The first fold that a run trains, made ready in an empty ``folder``; no rows to validate, no pseudo-labels."""
     table = read_manifest(config.data.manifest, config.data.where)
     kinds = {key: getattr(config.folds, key) for key in ("kind", "n", "by", "stratify", "valid")}
     folds = assign_folds(table, **kinds, seed=config.seed if config.folds.seed is None else config.folds.seed)
