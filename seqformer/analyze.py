@@ -22,7 +22,7 @@ from seqformer.checkpoint import write_file
 from seqformer.data.dataset import VALID
 from seqformer.data.loader import load_batches
 from seqformer.data.manifest import read_manifest
-from seqformer.data.sampler import frame_budget, plan_batches
+from seqformer.data.sampler import plan_dataset
 from seqformer.errors import InputError
 from seqformer.nn.attention import Attention
 from seqformer.nn.mask import lengths_of, strided
@@ -207,9 +207,7 @@ def analyze_run(folder: Path, fold: int = 0, rows: int = 64, out: Path | None = 
     model, _ = load_fold(run.folder / f"fold{fold}", run.config, run.device)
     rate = getattr(model.frontend, "rate", None)
     dataset = make_dataset(run.config, table, None, rate)
-    frames = dataset.frames(VALID)
-    batches = plan_batches(frames, frame_budget(run.config.data, dataset.rate), run.config.data.max_items)
-    keys = [[(VALID, int(row)) for row in batch] for batch in batches]
+    keys = [[(VALID, int(row)) for row in batch] for batch in plan_dataset(dataset, run.config.data, VALID)]
     hop = getattr(model.frontend, "hop", 1)
     input_ms = 1000 * hop / dataset.rate if dataset.rate else None
     depths = analyze_model(model, load_batches(dataset, keys, run.config.data.workers), input_ms)

@@ -32,8 +32,11 @@ class Data:
     max_seconds: float | None = None  # longer rows are not trained on (counted in the log), but always validated
     batch_seconds: float | None = None
     batch_frames: int | None = None
+    quadratic: float | None = None  # a row of this length counts twice in the budget: L as L + L^2 / quadratic
+    batch_units: int | None = None  # a budget of padded target units besides; batches are then alike in units too
     max_items: int = 512
     workers: int = 0
+    prefetch: int = 2  # batches that each worker reads ahead
     pseudo: list[str] = field(default_factory=list)  # manifests of `seqformer pseudo`: more rows to train on, by fold
 
 
@@ -317,6 +320,7 @@ _DECAY = (lambda number: 0 <= number < 1, "from 0 to below 1")
 _LIMITS = {
     **dict.fromkeys(("seed", "folds.seed"), (lambda number: 0 <= number < 2**32, "from 0 to 2**32 - 1")),
     **dict.fromkeys(("data.batch_seconds", "data.batch_frames", "data.max_seconds", "data.max_items"), _POSITIVE),
+    **dict.fromkeys(("data.prefetch", "data.quadratic", "data.batch_units"), _POSITIVE),
     **dict.fromkeys(("train.epochs", "train.accumulate", "train.validate_every", "train.save_every"), _POSITIVE),
     **dict.fromkeys(("train.devices", "train.threads", "train.patience", "optim.lr"), _POSITIVE),
     **dict.fromkeys(("data.workers", "train.clip", "optim.min_lr", "optim.weight_decay"), _NATURAL),

@@ -17,7 +17,7 @@ from seqformer.data.dataset import VALID
 from seqformer.data.folds import folder_of
 from seqformer.data.lineage import rows_seen
 from seqformer.data.loader import load_batches
-from seqformer.data.sampler import frame_budget, plan_batches
+from seqformer.data.sampler import plan_dataset
 from seqformer.data.states import States, WordReader
 from seqformer.data.targets import Targets, Units
 from seqformer.decode.beam_decoder import BeamDecoder
@@ -63,8 +63,7 @@ def pool(votes: list) -> Any:
 def _predict(model, dataset, targets: Targets, data: Data, fabric) -> tuple[Predictions, float | None]:
     world, rank = (fabric.world_size, fabric.global_rank) if fabric else (1, 0)
     device, frames = next(model.parameters()).device, dataset.frames(VALID)
-    budget = frame_budget(data, dataset.rate)
-    batches = plan_batches(frames, budget, data.max_items, world=world)[rank::world]
+    batches = plan_dataset(dataset, data, VALID, world=world)[rank::world]
     keys = [[(VALID, int(row)) for row in batch] for batch in batches]
     model.eval()
     found, losses = {name: {} for name in model.heads}, {}

@@ -6,7 +6,7 @@ import numpy as np
 
 from seqformer.data.dataset import VALID
 from seqformer.data.loader import load_batches
-from seqformer.data.sampler import frame_budget, plan_batches
+from seqformer.data.sampler import plan_dataset
 from seqformer.decode.beam_decoder import BeamDecoder
 from seqformer.model import SequenceModel
 
@@ -17,9 +17,7 @@ def frame_log_probs(
     models: Sequence[SequenceModel], dataset, data, head: str
 ) -> Iterator[tuple[list[str], list[LogProbs]]]:
     """Batch by batch of a dataset: row ids, and what each model's ``head`` says of them."""
-    frames = dataset.frames(VALID)
-    batches = plan_batches(frames, frame_budget(data, dataset.rate), data.max_items)
-    keys = [[(VALID, int(row)) for row in batch] for batch in batches]
+    keys = [[(VALID, int(row)) for row in batch] for batch in plan_dataset(dataset, data, VALID)]
     for batch in load_batches(dataset, keys, data.workers):
         batch = batch.to(next(models[0].parameters()).device)
         yield batch.ids, [[item.cpu().numpy() for item in model.heard(batch, head)] for model in models]

@@ -37,7 +37,7 @@ def refusal(plain: dict | list, *overrides: str, folder: Path) -> str:
     [
         ({"trian": {}}, "config: unknown key 'trian'; did you mean 'train'?"),
         ({"train__epoch": 3}, "config: train: unknown key 'epoch'; did you mean 'epochs'?"),
-        ({"data__zzz": 3}, "config: data: unknown key 'zzz'; known: batch_frames, batch_seconds, manifest, "),
+        ({"data__zzz": 3}, "config: data: unknown key 'zzz'; known: batch_frames, batch_seconds, batch_units, "),
         ({"train__epochs": "many"}, "config: train.epochs: found 'many' (str); expected int"),
         ({"train__epochs": 1.5}, "config: train.epochs: found 1.5 (float); expected int"),
         ({"train__epochs": True}, "config: train.epochs: found True (bool); expected int"),

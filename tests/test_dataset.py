@@ -135,6 +135,29 @@ def test_an_example_is_a_function_of_seed_epoch_and_index(clips):
     np.testing.assert_array_equal(data[VALID, 2].inputs["x"], clip("0_ann_2") / np.float32(32768))  # not augmented
 
 
+def test_the_planner_knows_the_speed_of_each_row(clips):
+    factors, table = [0.9, 1.0, 1.1, 0.85], polars.concat([clips] * 20)
+    data = SequenceDataset(table, seed=5, speed=factors)
+    alone = [Augment([{"name": "speed", "factors": [factor]}]) for factor in factors]
+    drawn = set()
+    for epoch in (0, 1, 30):
+        planned = data.frames(epoch)
+        for index in range(0, len(data), 7):
+            row, found = data[VALID, index], data[epoch, index].inputs["x"]
+            assert len(found) == planned[index] and row.frames == table["frames"][index]
+            same = [np.array_equal(found, play(row, 0).inputs["x"]) for play in alone]
+            assert sum(same) == 1
+            drawn.add((index, epoch, same.index(True)))
+        counts = np.bincount([choice for _, at, choice in drawn if at == epoch])
+        assert counts.min() > 0.5 * counts.mean()
+    np.testing.assert_array_equal(data.frames(VALID), table["frames"])
+    other = SequenceDataset(table, seed=6, speed=factors)
+    assert (other.frames(0) != data.frames(0)).mean() > 0.5 < (data.frames(0) != data.frames(1)).mean()
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(data)).frames(1), data.frames(1))
+    with pytest.raises(InputError, match=r"dataset\.speed \[0\.0\]: expected factors above 0"):
+        SequenceDataset(table, speed=[0.0])
+
+
 def digits(clips, seed=0, training=True, **changes) -> JoinedDigits:
     return JoinedDigits(
         clips, fit_targets(clips, ["text"], TEXT, clips), RATE, seed, training=training, items=40, **changes

@@ -15,7 +15,7 @@ DATA = ROOT.parent / "shared" / "data" / "librispeech_mini" / "LibriSpeech" / "t
 
 # A smaller model than the config's, without what keeps it from learning by heart.
 BY_HEART = (
-    "run=by_heart seed=0 data.where={} data.max_seconds=40 data.workers=0 data.batch_seconds=40 augment=[] "
+    "run=by_heart seed=0 data.where={} data.max_seconds=40 data.workers=0 data.batch_seconds=40 dataset.speed=[] "
     "folds.use=full backbone.name=conformer backbone.dim=96 backbone.depth=4 backbone.heads=4 backbone.dropout=0 "
     "frontend.spec_augment=null train.precision=fp32 train.threads=1 train.epochs=50 train.ema=0 optim.weight_decay=0"
 )

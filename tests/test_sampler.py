@@ -54,6 +54,44 @@ def test_any_plan(frames, budget, max_items, seed, epoch, world):
 
 
 @quick
+@given(**PLANS, quadratic=st.integers(0, 500), max_units=st.integers(1, 300))
+def test_any_plan_with_more_limits(frames, budget, max_items, seed, epoch, world, quadratic, max_units):
+    """Within every limit at once, each row once, and one more row of the next ones would be above one of them."""
+    lengths, units = np.array(frames), np.random.default_rng(0).integers(0, 60, len(frames))
+    batches = plan_batches(lengths, budget, max_items, seed, epoch, world, quadratic, units, max_units)
+    costs = lengths + (lengths**2 // quadratic if quadratic else 0)
+    for batch in batches:
+        assert 1 <= len(batch) <= max_items
+        within = costs[batch].max() * len(batch) <= budget and units[batch].max() * len(batch) <= max_units
+        assert len(batch) == 1 or within
+    assert set(np.concatenate(batches).tolist()) == set(range(len(lengths))) and len(batches) % world == 0
+    if world == 1 and seed is None:
+        for first, second in pairwise(batches):
+            more = np.append(first, second[0])
+            over = costs[more].max() * len(more) > budget or units[more].max() * len(more) > max_units
+            assert over or len(first) == max_items
+
+
+def test_batches_are_alike_in_units_too():
+    frames = utterances(20_000)
+    units = (frames / 16_000 * np.random.default_rng(1).normal(14, 3, len(frames))).clip(1, None).astype(int)
+    wide = {"units": units, "max_units": 10**6}
+    plain, both, again = (
+        plan_batches(frames, 160 * 16_000, 512, [0], epoch, **more) for epoch, more in ((0, {}), (0, wide), (1, wide))
+    )
+    assert padding_share(frames, both) <= 0.04 and padding_share(units, both) < 0.05 < 0.2 < padding_share(units, plain)
+    same = {tuple(sorted(batch)) for batch in both} & {tuple(sorted(batch)) for batch in again}
+    assert len(same) < 0.01 * len(both)  # the noise on the length brings other company here as well
+
+
+def test_a_square_takes_long_rows_apart():
+    """Lhotse's quadratic_duration: a row of that length counts twice."""
+    frames = np.repeat([20, 10, 5], 12)
+    sizes = [len(batch) for batch in plan_batches(frames, 60, 99, quadratic=20)]
+    assert sizes == [1] * 12 + [4] * 3 + [10, 2]
+
+
+@quick
 @given(**PLANS)
 def test_batches_of_a_step_are_alike(frames, budget, max_items, seed, epoch, world):
     """Dealt one by one: item counts differ by one at most, and a process's k-th longest is within its neighbours'."""
@@ -111,6 +149,14 @@ def test_little_is_padding(batch_seconds, most):
     assert padding_share(frames, plan_batches(frames, budget, 512)) < 0.01
     shuffled = np.array_split(np.random.default_rng(0).permutation(len(frames)), len(frames) // 20)
     assert padding_share(frames, shuffled) > 0.4  # what batches of any length would cost
+
+
+def test_speeds_that_the_planner_knows_cost_no_padding():
+    frames = utterances(10_000)
+    played = frames / np.random.default_rng(1).choice([0.9, 1.0, 1.1], len(frames))
+    plans = [plan_batches(lengths, 160 * 16_000, 512, [0]) for lengths in (frames, played)]
+    unknown, known = (padding_share(played, plan) for plan in plans)
+    assert unknown > 0.1 and known < 0.04
 
 
 def as_before(frames: np.ndarray, budget: int, world: int) -> list[np.ndarray]:

@@ -4,7 +4,7 @@ A registered mix is a function of its settings that returns ``mix(first, second,
 config's entry, as ``p``) takes the second row from those with the first one's value in that column, such as one signer.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ class Mixer:
     without a value in the column of ``by`` is mixed with none but itself. Raises InputError on useless settings.
     """
 
-    def __init__(self, parts: list[dict[str, Any]], columns: Mapping[str, list], classes: Mapping[str, int]):
+    def __init__(self, parts: list[dict[str, Any]], columns: Mapping[str, Sequence], classes: Mapping[str, int]):
         self.made_of = parts, columns, classes
         self.entries, rows = [], len(next(iter(columns.values()), []))
         for part in parts:
@@ -36,7 +36,7 @@ class Mixer:
                 raise InputError(f"mix {name!r}: p is {p}; expected a probability, 0 to 1")
             given = {key: value for key, value in part.items() if key not in ("name", "p", "by")}
             by = part.get("by")
-            members = _partners(columns[by]) if by else [np.arange(rows)] * rows
+            members = Partners(columns[by] if by else [0] * rows)
             self.entries.append((create("mix", name, **given), p, members))
         softens = any(getattr(mix, "softens", False) for mix, _, _ in self.entries)
         self.classes = dict(classes) if softens else {}
@@ -62,16 +62,19 @@ class Mixer:
         return replace(example, targets=targets)
 
 
-def _partners(values: list) -> list[np.ndarray]:
-    """For each row, the rows with the same value, itself among them; the rows of one value share one array."""
-    groups: dict[Any, list[int]] = {}
-    for row, value in enumerate(values):
-        groups.setdefault(("row", row) if value is None else ("value", value), []).append(row)
-    members: list = [None] * len(values)
-    for rows in map(np.asarray, groups.values()):
-        for row in rows:
-            members[row] = rows
-    return members
+class Partners:
+    """``partners[row]`` are the rows with the same value, itself among them; a row without a value is alone."""
+
+    def __init__(self, values: Sequence):
+        numbers: dict[Any, int] = {}
+        named = (("row", row) if value is None else ("value", value) for row, value in enumerate(values))
+        self.groups = np.array([numbers.setdefault(name, len(numbers)) for name in named], dtype=np.int64)
+        self.rows = np.argsort(self.groups, kind="stable")
+        self.starts = np.searchsorted(self.groups[self.rows], np.arange(len(numbers) + 1))
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        group = self.groups[row]
+        return self.rows[self.starts[group] : self.starts[group + 1]]
 
 
 def _mixed(mix: Mix, first: Example, second: Example, rng: np.random.Generator) -> Example:

@@ -5,12 +5,15 @@ peak would lie above, as a recording's level is set, so that nothing is clipped 
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from seqformer.augment.compose import Rng, interval, on_values
 from seqformer.registry import register
+
+if TYPE_CHECKING:
+    from fractions import Fraction
 
 
 def on_samples(change: Callable[[np.ndarray, Rng], np.ndarray], p: float):
@@ -36,15 +39,21 @@ def speed(factors: list[float] = (0.9, 1.0, 1.1), p: float = 1.0):
     """
     if not factors or min(factors) <= 0:
         raise ValueError(f"factors {list(factors)}: expected some numbers above 0")
+    return on_values(lambda x, rng: played(x, stretch_of(float(rng.choice(factors)))), p)
+
+
+def stretch_of(factor: float) -> "Fraction":
+    """How many times as long something is at a speed; the speed counts to three decimals."""
     from fractions import Fraction
 
+    return 1 / Fraction(factor).limit_denominator(1000)
+
+
+def played(x: np.ndarray, stretch: "Fraction") -> np.ndarray:
+    """Samples (N,) played slower or faster -> (ceil(N * stretch),)."""
     from scipy.signal import resample_poly
 
-    def change(x: np.ndarray, rng: Rng) -> np.ndarray:
-        ratio = 1 / Fraction(float(rng.choice(factors))).limit_denominator(1000)
-        return x if ratio == 1 else resample_poly(x, ratio.numerator, ratio.denominator).astype(np.float32)
-
-    return on_values(change, p)
+    return x if stretch == 1 else resample_poly(x, stretch.numerator, stretch.denominator).astype(np.float32)
 
 
 @register("augment", "gain")

@@ -9,9 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
+from seqformer.cli.cache import cache
 from seqformer.cli.decoder import with_decoder
 from seqformer.cli.download import download
 from seqformer.cli.lm import app as lm_app
+from seqformer.cli.plan import plan
 from seqformer.cli.shards import index_tar
 from seqformer.cli.student import student
 from seqformer.cli.transcribe import transcribe
@@ -19,8 +21,10 @@ from seqformer.errors import InputError, nearest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(lm_app, name="lm")
+app.command()(cache)
 app.command()(download)
 app.command()(index_tar)
+app.command()(plan)
 app.command()(student)
 Runs = Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or the file of a blend.")]
 Where = Annotated[list[str] | None, typer.Option(help="Keep rows by column=value.")]

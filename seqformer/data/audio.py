@@ -10,7 +10,7 @@ import math
 import os
 import struct
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,10 +66,7 @@ def read_pcm(path: str | Path, rate: int | None = None) -> tuple[np.ndarray, int
 
 
 def read_pcm_files(paths: Iterable[Path], rate: int | None = None) -> Iterator[tuple[np.ndarray, int] | InputError]:
-    """``read_pcm`` of many files, or the error it raised; in order, decoded a few files ahead.
-
-    Threads are enough, because libsndfile decodes outside Python's lock; the short queue bounds the memory.
-    """
+    """``read_pcm`` of many files, or the error it raised; in order, decoded a few files ahead."""
 
     def read(path: Path) -> tuple[np.ndarray, int] | InputError:
         try:
@@ -77,11 +74,19 @@ def read_pcm_files(paths: Iterable[Path], rate: int | None = None) -> Iterator[t
         except InputError as error:
             return error
 
+    return read_ahead(read, paths)
+
+
+def read_ahead(read: Callable, items: Iterable) -> Iterator:
+    """``map(read, items)``, a few of them ahead.
+
+    Threads are enough, because libsndfile decodes outside Python's lock; the short queue bounds the memory.
+    """
     workers = min(os.cpu_count() or 1, 16)
     pending: deque = deque()
     with ThreadPoolExecutor(workers) as pool:
-        for path in paths:
-            pending.append(pool.submit(read, path))
+        for item in items:
+            pending.append(pool.submit(read, item))
             if len(pending) >= 8 * workers:
                 yield pending.popleft().result()
         while pending:

@@ -5,16 +5,18 @@ of them. Epoch ``VALID`` asks for the row as it is, without augmentation.
 """
 
 from collections.abc import Callable
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from seqformer.augment.mix import Mixer, names_of
+from seqformer.augment.waveform import played, stretch_of
 from seqformer.batch import Example
 from seqformer.data.audio import read_audio, resample
-from seqformer.data.columns import NumberColumn, StoreColumn
+from seqformer.data.columns import NumberColumn, StoreColumn, ValueColumn
 from seqformer.data.store import Stores
-from seqformer.data.targets import Targets
+from seqformer.data.targets import Targets, Units
 from seqformer.errors import InputError, nearest
 from seqformer.registry import register
 
@@ -34,8 +36,7 @@ class RowReader:
     """
 
     def __init__(self, table: "polars.DataFrame", rate: int | None = None):
-        # numpy columns, not Python objects: workers share their pages instead of copying them at every count.
-        self.ids, self.paths = table["id"].to_numpy().astype(str), table["path"].to_numpy().astype(str)
+        self.ids, self.paths = table["id"].to_numpy().astype(str), ValueColumn(table["path"])
         self.rows = _whole(table, "row")  # -1 where the path is an audio file
         self.offsets, self.sizes = _whole(table, "offset"), _whole(table, "bytes")  # -1 where it is one of its own
         self.rates = _whole(table, "rate") if "rate" in table.columns else None
@@ -55,7 +56,7 @@ class RowReader:
 
     def __getitem__(self, index: int) -> np.ndarray:
         try:
-            array, rate = self._read(str(self.paths[index]), index)
+            array, rate = self._read(self.paths[index], index)
         except InputError as error:
             raise InputError(f"row {self.ids[index]}: {error}") from error
         if rate is None or self.rate is None:
@@ -96,11 +97,13 @@ class SequenceDataset:
     ``inputs`` names further ones: a column of the manifest (numbers, or lists of them, see NumberColumn), or the rows
     of another store, given by the columns ``<name>_path`` and ``<name>_row``. ``pairs`` are those that hold lists
     (i, j, value), i and j being frames: they become a symmetric matrix (T, T), or (T, T, P) of P values. ``mix`` makes
-    training examples of two rows each, see ``seqformer.augment.mix``.
+    training examples of two rows each, see ``seqformer.augment.mix``. ``speed`` plays each row of an epoch by one of
+    these factors, as augmentation ``speed`` does; but its draws are known to the batch planner, and so are the lengths.
 
     What a registered dataset is: ``ids``, ``rate``, ``columns`` {target: value per example}, ``len``,
-    ``frames(epoch)`` and ``[epoch, index]``; built with these arguments and its own keywords from the config's
-    ``dataset`` section. ``training`` tells one that makes its examples up which of its two sets is wanted.
+    ``frames(epoch)`` and ``[epoch, index]``, and ``units`` where it can tell them; built with these arguments and its
+    own keywords from the config's ``dataset`` section. ``training`` tells one that makes its examples up which of its
+    two sets is wanted.
     """
 
     def __init__(
@@ -114,6 +117,7 @@ class SequenceDataset:
         inputs: list[str] = (),
         pairs: list[str] = (),
         mix: list[dict] = (),
+        speed: list[float] = (),
     ):
         self.reader, self.targets, self.seed, self.augment = RowReader(table, rate), targets, seed, augment
         self.inputs = {name: _input_reader(table, name) for name in (*inputs, *pairs)}
@@ -122,9 +126,12 @@ class SequenceDataset:
         for name in learned:
             if name not in table.columns:
                 raise InputError(f"the rows have no column {name!r}; {nearest(name, table.columns)}")
-        self.columns = {name: table[name].to_list() for name in learned}
+        self.columns = {name: ValueColumn(table[name]) for name in learned}
         self.weight = table["weight"].to_numpy() if "weight" in table.columns else np.ones(table.height)
         self.mixer = self._mixer(table, list(mix)) if mix and training else None
+        if speed and (min(speed) <= 0 or self.rate is None):
+            raise InputError(f"dataset.speed {list(speed)}: expected factors above 0, of rows with a rate")
+        self.stretches = [stretch_of(factor) for factor in speed]
 
     @property
     def rate(self) -> int | None:
@@ -140,19 +147,36 @@ class SequenceDataset:
 
     def frames(self, epoch: int) -> np.ndarray:
         """Expected frames (rows,) of each example of an epoch, for the batch planner."""
-        return self.reader.frames()
+        frames = self.reader.frames()
+        if epoch == VALID or not self.stretches:
+            return frames
+        drawn = draw_choices(self.seed, epoch, len(self), len(self.stretches))
+        up, down = np.array([(one.numerator, one.denominator) for one in self.stretches])[drawn].T
+        return -(-frames * up // down)
+
+    @cached_property
+    def units(self) -> np.ndarray | None:
+        """Units (rows,) of each row's text, the longest of several, for the batch planner; None without a text."""
+        encoders = self.targets.encoders if self.targets else {}
+        texts = {name: encoder for name, encoder in encoders.items() if isinstance(encoder, Units)}
+        counts = [[len(one.encode(text)) for text in self.columns[name]] for name, one in texts.items()]
+        return np.max(counts, axis=0) if counts else None
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
         epoch, index = key
         if epoch == VALID:
             return self.read(index)
         seed = draw_seed(self.seed, epoch, index)
-        example = self.mixer(self.read, index, np.random.default_rng([seed, 1])) if self.mixer else self.read(index)
+        read = partial(self.read, epoch=epoch)
+        example = self.mixer(read, index, np.random.default_rng([seed, 1])) if self.mixer else read(index)
         return self.augment(example, seed) if self.augment is not None else example
 
-    def read(self, index: int) -> Example:
-        """The row as it is."""
+    def read(self, index: int, epoch: int = VALID) -> Example:
+        """The row as it is, or at its speed of an epoch."""
         x = self.reader[index]
+        if epoch != VALID and self.stretches:
+            drawn = draw_choices(self.seed, epoch, len(self), len(self.stretches))
+            x = played(x, self.stretches[drawn[index]])
         try:
             targets, axes = self._targets(index)
             inputs = {"x": x} | {name: self._input(name, index, len(x), axes) for name in self.inputs}
@@ -181,7 +205,7 @@ class SequenceDataset:
             if name not in table.columns:
                 raise InputError(f"mix: by names no column {name!r}; {nearest(name, table.columns)}")
         classes = {name: encoder.size for name, encoder in encoders.items() if getattr(encoder, "whole", False)}
-        columns = {"id": table["id"].to_list()} | {name: table[name].to_list() for name in names_of(parts)}
+        columns = {"id": self.ids} | {name: ValueColumn(table[name]) for name in names_of(parts)}
         return Mixer(parts, columns, classes)
 
 
@@ -189,7 +213,7 @@ def _input_reader(table: "polars.DataFrame", name: str) -> NumberColumn | StoreC
     """Reader of an input beside ``x``: of its store, where the manifest has columns for one, or of its column."""
     place, row = f"{name}_path", f"{name}_row"
     if place in table.columns and row in table.columns:
-        return StoreColumn(table[place].to_list(), table[row].to_list())
+        return StoreColumn(table[place], table[row])
     if name not in table.columns:
         raise InputError(f"dataset: the manifest has no column {name!r}; {nearest(name, table.columns)}")
     return NumberColumn(table[name])
@@ -210,6 +234,12 @@ def _matrix(name: str, pairs: np.ndarray, frames: int) -> np.ndarray:
             raise InputError(f"{name!r} pairs frame {int(low if low < 0 else high)} of {frames} frames")
         matrix[first, second] = matrix[second, first] = pairs[:, 2:]
     return matrix[..., 0] if matrix.shape[-1] == 1 else matrix
+
+
+@lru_cache(maxsize=4)
+def draw_choices(seed: int, epoch: int, rows: int, count: int) -> np.ndarray:
+    """One of ``count`` choices for each of so many rows (rows,), drawn for a whole epoch at once."""
+    return np.random.default_rng([seed, epoch, 2]).integers(count, size=rows, dtype=np.uint8)
 
 
 def draw_seed(*key: int) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from seqformer.batch import Example
+from seqformer.data.columns import ValueColumn
 from seqformer.data.targets import Targets, Units
 from seqformer.errors import InputError
 from seqformer.registry import register
@@ -46,7 +47,7 @@ class TextDataset:
         if augment is not None:
             raise InputError("dataset texts knows no augmentation: leave augment out")
         (self.column,) = columns
-        self.columns = {self.column: table[self.column].to_list()}
+        self.columns = {self.column: ValueColumn(table[self.column])}
         self.ids, encode = table["id"].to_numpy().astype(str), targets.encoders[self.column].tokenizer.encode
         self.weight = table["weight"].to_numpy() if "weight" in table.columns else np.ones(table.height)
         units = [encode(text) for text in self.columns[self.column]]

@@ -43,6 +43,7 @@ PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 FREE = (
     "folds.use",
     "data.workers",
+    "data.prefetch",
     "train.device",
     "train.devices",
     "train.strategy",

@@ -12,7 +12,7 @@ from seqformer.augment.compose import Augment
 from seqformer.config import Run
 from seqformer.data.dataset import VALID, draw_seed
 from seqformer.data.provenance import join_rows
-from seqformer.data.sampler import frame_budget, padding_share, plan_batches
+from seqformer.data.sampler import padding_share, plan_dataset
 from seqformer.data.sampling import RowSampler
 from seqformer.data.targets import Made, Targets, Units, fit_targets
 from seqformer.data.text import unknown_symbols
@@ -120,8 +120,8 @@ def row_sampler(config: Run, data: Any, rows: "polars.DataFrame", key: int) -> R
 
 def report_size(config: Run, name: str, key: int, model, data, sampler, held_out: int, log: RunLog) -> None:
     """One line: examples, parameters, batches and padding of the first epoch."""
-    frames = data.frames(0)[sampler(0) if sampler else slice(None)]
-    plan = plan_batches(frames, frame_budget(config.data, data.rate), config.data.max_items, [config.seed, key])
+    rows = sampler(0) if sampler else np.arange(len(data))
+    frames, plan = data.frames(0)[rows], plan_dataset(data, config.data, 0, [config.seed, key], rows=rows)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     log.say(
         f"fold {name}: {len(frames)} examples to train on, {held_out} rows to validate on, "

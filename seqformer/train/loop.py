@@ -4,6 +4,7 @@ Nothing random outlives a step: batches, augmentation and dropout are functions 
 learning rate of the share of training done. So a checkpoint holds tensors and a position, and resuming is exact.
 """
 
+import functools
 import math
 import time
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from seqformer.batch import Batch
 from seqformer.config import Run
 from seqformer.data.dataset import draw_seed
 from seqformer.data.loader import load_batches
-from seqformer.data.sampler import frame_budget, plan_batches
+from seqformer.data.sampler import plan_dataset
 from seqformer.data.sampling import RowSampler, count_repeats, scheduled
 from seqformer.data.targets import Targets
 from seqformer.errors import InputError, first_few
@@ -88,7 +89,7 @@ class FoldTrainer:
         saved = job.model.state_dict().keys()
         self.buffers = [buffer for name, buffer in job.model.named_buffers() if name in saved]
         self.before = [buffer.clone() for buffer in self.buffers]  # as they were before the running step
-        self.budget = frame_budget(self.config.data, job.train.rate)
+        self.plan = functools.lru_cache(maxsize=2)(self.plan)  # the loader is an epoch ahead at most
         self.ceiling, self.flops = 0.0, (0.0, 0.0)
 
     @property
@@ -109,11 +110,13 @@ class FoldTrainer:
         """
         at, train = self.at, self.config.train
         self.resume()
+        data = self.config.data
+        loader = load_batches(self.job.train, self.keys(), data.workers, self.fabric.device, data.prefetch)
         while not at.finished:
-            self.meter, batches = Meter(), self.plan()
+            self.meter, batches = Meter(), self.plan(at.epoch)
             self.model.train()
             self.tell("begin_epoch", self.at.epoch)
-            for group, waited in self.groups(batches):
+            for group, waited in self.groups(loader, len(batches)):
                 yield Work(group, waited, (at.epoch + (at.batch + len(group)) / len(batches)) / train.epochs)
                 self.job.log.progress(f"fold {self.job.name} batches", at.batch, len(batches))
                 if train.save_every and at.step % train.save_every == 0 and at.batch < len(batches):
@@ -240,24 +243,29 @@ class FoldTrainer:
             "mfu": flops / seconds / self.ceiling,
         }
 
-    def plan(self) -> list[list[tuple[int, int]]]:
-        """Keys of all batches of this rank for the running epoch: a function of (seed, fold, epoch)."""
-        epoch, data, seed = self.at.epoch, self.config.data, self.config.seed
-        frames, world, rank = self.job.train.frames(epoch), self.fabric.world_size, self.fabric.global_rank
-        rows = self.job.sampler(epoch) if self.job.sampler else np.arange(len(frames))
+    def plan(self, epoch: int) -> list[np.ndarray]:
+        """Keys (items, 2) of all batches of this rank for an epoch: a function of (seed, fold, epoch)."""
+        data, seed = self.config.data, self.config.seed
+        world, rank = self.fabric.world_size, self.fabric.global_rank
+        rows = self.job.sampler(epoch) if self.job.sampler else np.arange(len(self.job.train))
         # A row drawn again is augmented as in an epoch that never comes, not as the first time.
         epochs = epoch + self.config.train.epochs * count_repeats(rows)
-        batches = plan_batches(frames[rows], self.budget, data.max_items, [seed, self.job.key], epoch, world)
-        return [[(int(epochs[place]), int(rows[place])) for place in batch] for batch in batches[rank::world]]
+        batches = plan_dataset(self.job.train, data, epoch, [seed, self.job.key], world, rows)
+        return [np.stack([epochs[batch], rows[batch]], axis=1) for batch in batches[rank::world]]
 
-    def groups(self, batches: list[list[tuple[int, int]]]) -> Iterator[tuple[list[Batch], float]]:
-        """Batches not done yet, ``accumulate`` at a time, with the seconds the loop waited for them."""
-        size, keys = self.config.train.accumulate, batches[self.at.batch :]
-        on_gpu, workers = self.fabric.device.type == "cuda", self.config.data.workers
-        loader = load_batches(self.job.train, keys, workers, pin_memory=on_gpu)
-        for first in range(0, len(keys), size):
+    def keys(self) -> Iterator[np.ndarray]:
+        """Keys of the batches not done yet, an epoch after another, so that one loader serves the whole fold."""
+        done = self.at.batch
+        for epoch in range(self.at.epoch, self.config.train.epochs):
+            yield from self.plan(epoch)[done:]
+            done = 0
+
+    def groups(self, loader: Iterator[Batch], count: int) -> Iterator[tuple[list[Batch], float]]:
+        """An epoch's batches not done yet, ``accumulate`` at a time, with the seconds the loop waited for them."""
+        size = self.config.train.accumulate
+        for first in range(self.at.batch, count, size):
             start = time.perf_counter()
-            group = [self.weighed(next(loader)) for _ in keys[first : first + size]]
+            group = [self.weighed(next(loader)) for _ in range(first, min(first + size, count))]
             waited = time.perf_counter() - start
             if not self.ceiling:
                 self.flops = model_flops(self.job.model, group[0])
