@@ -1,0 +1,64 @@
+"""Fused operators for GPUs, written in Triton. Each has the plain path of ``seqformer.nn`` beside it as its test.
+
+They are off until ``seqformer.kernels.use(True)``, and triton is imported at their first call: nothing here needs it
+before. With ``TRITON_INTERPRET=1`` in the environment they run on CPU tensors, slowly, which is how they are tested.
+Masks as everywhere: (B, T) bool, True = real frame, real frames first; padding may hold anything, NaN too.
+"""
+
+import os
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from seqformer.errors import InputError
+
+_on = False
+
+
+def available() -> bool:
+    """Whether the kernels can run here: triton is installed, and there is a GPU or the interpreter is asked for."""
+    return find_spec("triton") is not None and (torch.cuda.is_available() or _interpreted())
+
+
+def use(on: bool) -> None:
+    """Let modules of ``seqformer.nn`` take the kernels where tensors fit. Raises InputError when they cannot run."""
+    global _on
+    if on and not available():
+        raise InputError("kernels need triton and a CUDA device, and one of them is missing; leave them off")
+    _on = on
+
+
+def active(x: Tensor) -> bool:
+    """Whether modules take the kernels for tensors like this one."""
+    return _on and (x.is_cuda or _interpreted()) and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def depthwise_conv(
+    x: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    left: int,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> Tensor:
+    """One filter per channel over time, stride 1: x (B, T, C), mask (B, T), weight (C, 1, kernel) -> (B, T, C).
+
+    As ``nn.conv.DepthwiseConv``; kernel 2 to 63, ``left`` frames of padding before the first. With ``scale`` and
+    ``shift`` (C,) silu(y * scale + shift): a norm folded, fused where no gradient is wanted.
+    """
+    from seqformer.kernels.depthwise import depthwise_conv as convolve
+
+    taps, lengths = weight.squeeze(1).t(), mask.sum(dim=1)
+    if scale is None:
+        return convolve(x, taps, bias, None, None, lengths, left)
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, scale, shift))
+    if wanted:
+        return F.silu(torch.addcmul(shift, convolve(x, taps, bias, None, None, lengths, left), scale))
+    return convolve(x, taps, bias, scale, shift, lengths, left)
