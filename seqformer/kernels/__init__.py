@@ -62,3 +62,27 @@ def depthwise_conv(
     if wanted:
         return F.silu(torch.addcmul(shift, convolve(x, taps, bias, None, None, lengths, left), scale))
     return convolve(x, taps, bias, scale, shift, lengths, left)
+
+
+def relative_attention(
+    q_content: Tensor,
+    q_position: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    positions: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    context: tuple[int, int] | None = None,
+) -> Tensor:
+    """softmax((q_content·k + q_position·P(i - j)) / sqrt(K) + bias) values, over real keys: (B, T, H, K).
+
+    Queries, keys and values (B, T, H, K), positions (2T - 1, H, K) of the distances T-1 ... -(T-1), mask (B, T),
+    bias (B or 1, H or 1, T, T); context (left, right) as in ``nn.attention.Attention``. Queries that are padding give
+    zeros, and so does an item without real frames. The backward pass takes B H T² numbers.
+    """
+    from seqformer.kernels.attention import relative_attention as attend
+
+    B, T, H, _ = keys.shape
+    left, right = (T if frames < 0 else frames for frames in context or (-1, -1))
+    bias = None if bias is None else bias.expand(B, H, T, T)
+    return attend(q_content, q_position, keys, values, positions, bias, mask.sum(dim=1), left, right)[0]
