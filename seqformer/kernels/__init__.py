@@ -86,3 +86,24 @@ def relative_attention(
     left, right = (T if frames < 0 else frames for frames in context or (-1, -1))
     bias = None if bias is None else bias.expand(B, H, T, T)
     return attend(q_content, q_position, keys, values, positions, bias, mask.sum(dim=1), left, right)[0]
+
+
+def add_layer_norm(
+    x: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float = 1e-5,
+    factor: float = 1.0,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """LayerNorm of x + factor y over the last axis, and that times ``scale`` plus ``shift``, or None without them.
+
+    x, y (B, T, D), the others (D,): what a post-norm block does between two branches. The first has the dtype of the
+    sum, the second that of y.
+    """
+    from seqformer.kernels.layer_norm import add_layer_norm as norm
+
+    out, scaled = norm(x, y, weight, bias, scale, shift, factor, eps)
+    return out, None if scale is None else scaled

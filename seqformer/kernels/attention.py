@@ -22,6 +22,7 @@ from torch import Tensor
 from triton import language as tl
 
 PARTS = 8  # partial sums over items for the gradient of positions
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 LOG2E = math.log2(math.e)
 Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -43,6 +44,8 @@ def _store_rows(x, first, end, value, H: tl.constexpr, K: tl.constexpr, BLOCK: t
 @triton.jit
 def _dot(a, b):
     # Of float32, three products of the tensor cores, as exact as its own, whose code spills thousands of registers.
+    if INTERPRETED:  # the interpreter would multiply the bits of bfloat16
+        a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, input_precision="tf32x3")
 
 
