@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from seqformer.errors import InputError
 
-_on = False
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_devices: tuple[str, ...] = ()  # types of device on which modules take the kernels
 
 
 def available() -> bool:
@@ -24,15 +25,15 @@ def available() -> bool:
 
 def use(on: bool) -> None:
     """Let modules of ``seqformer.nn`` take the kernels where tensors fit. Raises InputError when they cannot run."""
-    global _on
+    global _devices
     if on and not available():
         raise InputError("kernels need triton and a CUDA device, and one of them is missing; leave them off")
-    _on = on
+    _devices = ("cuda", "cpu") if on and _interpreted() else ("cuda",) if on else ()
 
 
 def active(x: Tensor) -> bool:
-    """Whether modules take the kernels for tensors like this one."""
-    return _on and (x.is_cuda or _interpreted()) and x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    """Whether modules take the kernels for a tensor like this one."""
+    return x.device.type in _devices and x.dtype in DTYPES
 
 
 def _interpreted() -> bool:

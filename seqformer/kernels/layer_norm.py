@@ -164,7 +164,8 @@ def _backward_of_both(ctx, d_out: Tensor, d_scaled: Tensor):
     x, y, weight, bias, scale, shift = ctx.saved_tensors
     d_x, d_y, sums = add_layer_norm_backward(d_out, d_scaled, x, y, weight, bias, scale, ctx.factor, ctx.eps)
     own = _has_own(y, x, ctx.factor)
-    rest = [None if like is None else grad.to(like.dtype) for like, grad in zip((weight, bias, scale, shift), sums)]
+    likes = zip((weight, bias, scale, shift), sums, strict=True)
+    rest = [None if like is None else grad.to(like.dtype) for like, grad in likes]
     return d_x, d_y if own else d_x, *rest, None, None
 
 
