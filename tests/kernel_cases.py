@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from seqformer import create_backbone, kernels
-from seqformer.nn.conv import ConvModule, DepthwiseConv
+from seqformer.nn.conv import DepthwiseConv
 from seqformer.nn.mask import mask_of, zero_padding
 from seqformer.nn.positions import distances, relative_shift
 
@@ -94,20 +94,16 @@ def convolution(device: str, dtype: str, frames: int, channels: int, kernel: int
 
 
 def epilogue(device: str, dtype: str) -> Errors:
-    """Folded norm and SiLU, fused without gradients and not with them, beside the modules in float64."""
-    draw, mask, frames, channels = Draws(dtype, device), batch(20, device), 20, 6
-    module = ConvModule(channels, 5, "glu").eval()
-    for tensor in (*module.norm.parameters(), module.norm.running_mean):
-        tensor.data.copy_(draw(channels))
-    module.to(device).double()
-    x, convolution = draw(3, frames, channels), module.depthwise
-    expected = F.silu(module.norm(convolution(x.double(), mask), mask))
-    shift, scale = (tensor.float() for tensor in module.norm.shift_and_scale(x.double(), mask))
-    convolution.float()
-    given = (x, mask, convolution.weight, convolution.bias, convolution.left, scale, shift)
+    """A convolution and SiLU, in one pass without gradients and apart with them, beside the module in float64."""
+    draw, mask, convolution = Draws(dtype, device), batch(20, device), DepthwiseConv(6, 5).to(device)
+    x = draw(3, 20, 6)
+    given = (x, mask, convolution.weight, convolution.bias, convolution.left)
     with torch.no_grad():
-        found = kernels.depthwise_conv(*given)
-    return errors({"fused": found, "apart": kernels.depthwise_conv(*given)}, {"fused": expected, "apart": expected})
+        found = {"fused": kernels.depthwise_conv(*given, silu=True)}
+    found["apart"] = kernels.depthwise_conv(*given, silu=True)
+    assert not found["fused"].requires_grad and found["apart"].requires_grad
+    expected = F.silu(convolution.double()(x.double(), mask))
+    return errors(found, dict.fromkeys(found, expected))
 
 
 def attention_plain(q_content, q_position, keys, values, positions, bias, mask, context) -> Tensor:
@@ -201,7 +197,7 @@ def operators(device: str, dtype: str) -> Errors:
 
     pairs = [leaf(2, 5, 1, 3) for _ in range(4)]
     for operator, given in (
-        (depthwise_conv, (leaf(2, 5, 3), leaf(4, 3), leaf(3), None, None, lengths, 1)),
+        (depthwise_conv, (leaf(2, 5, 3), leaf(4, 3), leaf(3), lengths, 1, False)),
         (relative_attention, (*pairs, leaf(9, 1, 3), leaf(2, 1, 5, 5), lengths, 5, 5)),
         (add_layer_norm, (leaf(2, 5, 3), leaf(2, 5, 3), *(leaf(3) for _ in range(4)), 0.5, 1e-5)),
     ):

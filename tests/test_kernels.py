@@ -47,7 +47,7 @@ def test_a_convolution_equals_the_module(check, dtype, frames, channels, kernel,
 
 
 @EACH
-def test_the_folded_norm_and_its_activation(check, dtype):
+def test_a_convolution_with_its_activation(check, dtype):
     check(kernel_cases.epilogue, dtype)
 
 

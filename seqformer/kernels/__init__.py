@@ -41,28 +41,19 @@ def _interpreted() -> bool:
 
 
 def depthwise_conv(
-    x: Tensor,
-    mask: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    left: int,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
+    x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, left: int, silu: bool = False
 ) -> Tensor:
     """One filter per channel over time, stride 1: x (B, T, C), mask (B, T), weight (C, 1, kernel) -> (B, T, C).
 
-    As ``nn.conv.DepthwiseConv``; kernel 2 to 63, ``left`` frames of padding before the first. With ``scale`` and
-    ``shift`` (C,) silu(y * scale + shift): a norm folded, fused where no gradient is wanted.
+    As ``nn.conv.DepthwiseConv``; kernel 2 to 63, ``left`` frames of padding before the first. ``silu`` activates the
+    result, in the same pass where no gradient is wanted; a norm before it belongs into weight and bias.
     """
     from seqformer.kernels.depthwise import depthwise_conv as convolve
 
     taps, lengths = weight.squeeze(1).t(), mask.sum(dim=1)
-    if scale is None:
-        return convolve(x, taps, bias, None, None, lengths, left)
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias, scale, shift))
-    if wanted:
-        return F.silu(torch.addcmul(shift, convolve(x, taps, bias, None, None, lengths, left), scale))
-    return convolve(x, taps, bias, scale, shift, lengths, left)
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias))
+    y = convolve(x, taps, bias, lengths, left, silu and not wanted)
+    return F.silu(y) if silu and wanted else y
 
 
 def relative_attention(

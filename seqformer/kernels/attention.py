@@ -28,17 +28,17 @@ Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @triton.jit
-def _rows(x, first, end, H: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr):
-    """BLOCK rows of x (rows, H, K) at a head, from ``first``, (BLOCK, BK); zero outside 0 ... end - 1."""
+def _rows(x, first, end, WIDE: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr):
+    """BLOCK rows of x at a head, WIDE numbers apart, from ``first``, (BLOCK, BK); zero outside 0 ... end - 1."""
     row, column = first + tl.arange(0, BLOCK)[:, None], tl.arange(0, BK)[None, :]
-    return tl.load(x + row * (H * K) + column, mask=(row >= 0) & (row < end) & (column < K), other=0.0)
+    return tl.load(x + row * WIDE + column, mask=(row >= 0) & (row < end) & (column < K), other=0.0)
 
 
 @triton.jit
-def _store_rows(x, first, end, value, H: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr):
+def _store_rows(x, first, end, value, WIDE: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr, BK: tl.constexpr):
     row, column = first + tl.arange(0, BLOCK)[:, None], tl.arange(0, BK)[None, :]
     mask = (row >= 0) & (row < end) & (column < K)
-    tl.store(x + row * (H * K) + column, value.to(x.dtype.element_ty), mask=mask)
+    tl.store(x + row * WIDE + column, value.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -94,36 +94,38 @@ def _logits(products, bias, i, j, seen, scale, stride, BIAS: tl.constexpr):
 def _forward(
     q_content, q_position, keys, values, positions, bias, lengths, out, sums, T, left, right, scale,
     bias_item, bias_head, bias_row,
-    H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr,
+    WIDE: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries over all keys: out (B, T, H, K), and the base-2 log of each query's sum (B, H, T)."""
     first, item, head, length = _place(T, lengths, H, BLOCK)
     at = item * T * H * K + head * K
+    keys += item * T * WIDE + head * K
+    values += item * T * WIDE + head * K
     positions += head * K
     bias += item * bias_item + head * bias_head
     low, high = _reach(first, length, left, right, BLOCK)
-    q_c = _rows(q_content + at, first, length, H, K, BLOCK, BK)
-    q_p = _rows(q_position + at, first, length, H, K, BLOCK, BK)
+    q_c = _rows(q_content + at, first, length, H * K, K, BLOCK, BK)
+    q_p = _rows(q_position + at, first, length, H * K, K, BLOCK, BK)
     i = first + tl.arange(0, BLOCK)[:, None]
     best = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)
     mean = tl.zeros([BLOCK, BK], tl.float32)
-    before = _dot(q_p, tl.trans(_rows(positions, T - first - BLOCK + low, 2 * T - 1, H, K, BLOCK, BK)))
+    before = _dot(q_p, tl.trans(_rows(positions, T - first - BLOCK + low, 2 * T - 1, H * K, K, BLOCK, BK)))
     for key in range(low, high, BLOCK):
         j = key + tl.arange(0, BLOCK)[None, :]
-        after = _dot(q_p, tl.trans(_rows(positions, T - first + key, 2 * T - 1, H, K, BLOCK, BK)))
-        products = _dot(q_c, tl.trans(_rows(keys + at, key, length, H, K, BLOCK, BK))) + _turn(before, after, BLOCK)
+        after = _dot(q_p, tl.trans(_rows(positions, T - first + key, 2 * T - 1, H * K, K, BLOCK, BK)))
+        products = _dot(q_c, tl.trans(_rows(keys, key, length, WIDE, K, BLOCK, BK))) + _turn(before, after, BLOCK)
         before = after
         logit = _logits(products, bias, i, j, _seen(i, j, length, left, right), scale, bias_row, BIAS)
         higher = tl.maximum(best, tl.max(logit, 1))
         pivot = tl.where(higher == float("-inf"), 0.0, higher)  # a query that has seen no key yet
         weight, fade = tl.exp2(logit - pivot[:, None]), tl.exp2(best - pivot)
         total = total * fade + tl.sum(weight, 1)
-        value = _rows(values + at, key, length, H, K, BLOCK, BK)
+        value = _rows(values, key, length, WIDE, K, BLOCK, BK)
         mean = mean * fade[:, None] + _dot(weight.to(value.dtype), value)
         best = higher
     none = total == 0
-    _store_rows(out + at, first, T, mean / tl.where(none, 1.0, total)[:, None], H, K, BLOCK, BK)
+    _store_rows(out + at, first, T, mean / tl.where(none, 1.0, total)[:, None], H * K, K, BLOCK, BK)
     row = first + tl.arange(0, BLOCK)
     log = tl.where(none, 0.0, best) + tl.log2(tl.where(none, 1.0, total))
     tl.store(sums + (item * H + head) * T + row, log, mask=row < T)
@@ -132,69 +134,72 @@ def _forward(
 @triton.jit
 def _backward_keys(
     q_content, q_position, keys, values, positions, bias, lengths, out, sums, d_out, d_keys, d_values, d_scores,
-    T, left, right, scale, bias_item, bias_head, bias_row, wide,
-    H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr,
+    T, left, right, scale, bias_item, bias_head, bias_row, columns,
+    WIDE: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
-    """A tile of keys over all queries: gradients of keys, values and scores (B, H, T, wide)."""
+    """A tile of keys over all queries: gradients of keys, values and scores (B, H, T, columns)."""
     first, item, head, length = _place(T, lengths, H, BLOCK)
     at = item * T * H * K + head * K
+    keys += item * T * WIDE + head * K
+    values += item * T * WIDE + head * K
     positions += head * K
     bias += item * bias_item + head * bias_head
     sums += (item * H + head) * T
-    d_scores += (item * H + head) * T * wide
+    d_scores += (item * H + head) * T * columns
     low, high = _reach(first, length, right, left, BLOCK)
-    key = _rows(keys + at, first, length, H, K, BLOCK, BK)
-    value = _rows(values + at, first, length, H, K, BLOCK, BK)
+    key = _rows(keys, first, length, WIDE, K, BLOCK, BK)
+    value = _rows(values, first, length, WIDE, K, BLOCK, BK)
     j = first + tl.arange(0, BLOCK)[None, :]
     d_key, d_value = tl.zeros([BLOCK, BK], tl.float32), tl.zeros([BLOCK, BK], tl.float32)
     for query in range(low, high, BLOCK):
         i = query + tl.arange(0, BLOCK)[:, None]
-        q_p = _rows(q_position + at, query, length, H, K, BLOCK, BK)
-        before = _dot(q_p, tl.trans(_rows(positions, T - query - BLOCK + first, 2 * T - 1, H, K, BLOCK, BK)))
-        after = _dot(q_p, tl.trans(_rows(positions, T - query + first, 2 * T - 1, H, K, BLOCK, BK)))
-        q_c = _rows(q_content + at, query, length, H, K, BLOCK, BK)
+        q_p = _rows(q_position + at, query, length, H * K, K, BLOCK, BK)
+        before = _dot(q_p, tl.trans(_rows(positions, T - query - BLOCK + first, 2 * T - 1, H * K, K, BLOCK, BK)))
+        after = _dot(q_p, tl.trans(_rows(positions, T - query + first, 2 * T - 1, H * K, K, BLOCK, BK)))
+        q_c = _rows(q_content + at, query, length, H * K, K, BLOCK, BK)
         products = _dot(q_c, tl.trans(key)) + _turn(before, after, BLOCK)
         logit = _logits(products, bias, i, j, _seen(i, j, length, left, right), scale, bias_row, BIAS)
         weight = tl.exp2(logit - tl.load(sums + i, mask=i < length, other=0.0))
-        grad = _rows(d_out + at, query, length, H, K, BLOCK, BK)
+        grad = _rows(d_out + at, query, length, H * K, K, BLOCK, BK)
         d_value += _dot(tl.trans(weight).to(grad.dtype), grad)
-        mean = _rows(out + at, query, length, H, K, BLOCK, BK)
+        mean = _rows(out + at, query, length, H * K, K, BLOCK, BK)
         shared = tl.sum(grad.to(tl.float32) * mean.to(tl.float32), 1)
         d_score = (weight * (_dot(grad, tl.trans(value)) - shared[:, None])).to(q_c.dtype)
-        tl.store(d_scores + i.to(tl.int64) * wide + j, d_score, mask=(i < T) & (j < T))
+        tl.store(d_scores + i.to(tl.int64) * columns + j, d_score, mask=(i < T) & (j < T))
         d_key += _dot(tl.trans(d_score), q_c)
-    _store_rows(d_keys + at, first, T, d_key * (scale / 1.4426950408889634), H, K, BLOCK, BK)
-    _store_rows(d_values + at, first, T, d_value, H, K, BLOCK, BK)
+    _store_rows(d_keys + at, first, T, d_key * (scale / 1.4426950408889634), H * K, K, BLOCK, BK)
+    _store_rows(d_values + at, first, T, d_value, H * K, K, BLOCK, BK)
 
 
 @triton.jit
 def _backward_queries(
-    d_scores, keys, positions, lengths, d_content, d_position, T, left, right, scale, wide,
-    H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
+    d_scores, keys, positions, lengths, d_content, d_position, T, left, right, scale, columns,
+    WIDE: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries: its gradient through the keys, and through the positions."""
     first, item, head, length = _place(T, lengths, H, BLOCK)
     at = item * T * H * K + head * K
-    d_scores += (item * H + head) * T * wide
+    keys += item * T * WIDE + head * K
+    d_scores += (item * H + head) * T * columns
     low, high = _reach(first, length, left, right, BLOCK)
     i, n = first + tl.arange(0, BLOCK)[:, None], tl.arange(0, BLOCK)[None, :]
-    row = d_scores + i.to(tl.int64) * wide
+    row = d_scores + i.to(tl.int64) * columns
     content, position = tl.zeros([BLOCK, BK], tl.float32), tl.zeros([BLOCK, BK], tl.float32)
     for key in range(low, high, BLOCK):
         d_score = tl.load(row + key + n, mask=(i < length) & (key + n < length), other=0.0)
-        content += _dot(d_score, _rows(keys + at, key, length, H, K, BLOCK, BK))
+        content += _dot(d_score, _rows(keys, key, length, WIDE, K, BLOCK, BK))
     for key in range(low, high + BLOCK, BLOCK):
         column = T - first - BLOCK + key  # of the first position; its pairs lie along a diagonal
         j = column + n - (T - 1) + i
         d_score = tl.load(row + j, mask=_seen(i, j, length, left, right), other=0.0)
-        position += _dot(d_score, _rows(positions + head * K, column, 2 * T - 1, H, K, BLOCK, BK))
-    _store_rows(d_content + at, first, T, content * scale, H, K, BLOCK, BK)
-    _store_rows(d_position + at, first, T, position * scale, H, K, BLOCK, BK)
+        position += _dot(d_score, _rows(positions + head * K, column, 2 * T - 1, H * K, K, BLOCK, BK))
+    _store_rows(d_content + at, first, T, content * scale, H * K, K, BLOCK, BK)
+    _store_rows(d_position + at, first, T, position * scale, H * K, K, BLOCK, BK)
 
 
 @triton.jit
 def _backward_positions(
-    d_scores, q_position, lengths, d_positions, B, T, left, right, scale, wide, parts,
+    d_scores, q_position, lengths, d_positions, B, T, left, right, scale, columns, parts,
     H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A chunk of positions over every ``parts``-th item and all queries: d_positions (parts, 2T - 1, H, K)."""
@@ -211,12 +216,12 @@ def _backward_positions(
         for query in range(low, tl.minimum(length, length + T - 1 - first), BLOCK):
             i = query + tl.arange(0, BLOCK)[:, None]
             j = column - (T - 1) + i
-            place = d_scores + (row * H + head * T + i) * wide + j
+            place = d_scores + (row * H + head * T + i) * columns + j
             d_score = tl.load(place, mask=_seen(i, j, length, left, right) & (column < 2 * T - 1), other=0.0)
-            q_p = _rows(q_position + (row * H + head) * K, query, length, H, K, BLOCK, BK)
+            q_p = _rows(q_position + (row * H + head) * K, query, length, H * K, K, BLOCK, BK)
             total += _dot(tl.trans(d_score), q_p)
     at = d_positions + part.to(tl.int64) * (2 * T - 1) * H * K + head * K
-    _store_rows(at, first, 2 * T - 1, total * scale, H, K, BLOCK, BK)
+    _store_rows(at, first, 2 * T - 1, total * scale, H * K, K, BLOCK, BK)
 
 
 @torch.library.custom_op("seqformer::relative_attention", mutates_args=())
@@ -229,14 +234,15 @@ def relative_attention(
     ``bias`` (B, H, T, T) is added to the logits; a query looks ``left`` frames back and ``right`` ahead. All but the
     bias and the lengths have one dtype; the log sums are float32, of base 2.
     """
-    given = [x.contiguous() for x in (q_content, q_position, keys, values, positions)]
+    q_c, q_p, p = (x.contiguous() for x in (q_content, q_position, positions))
+    k, v, wide = _as_they_lie(keys, values)
     B, T, H, K = keys.shape
     out, sums = keys.new_empty(keys.shape), keys.new_empty((B, H, T), dtype=torch.float32)
     tile, sizes = _tile(keys), _sizes(keys)
     with torch.cuda.device_of(keys):
         _forward[(B * H * triton.cdiv(T, tile),)](
-            *given, keys if bias is None else bias, lengths, out, sums, T, left, right, LOG2E * K**-0.5,
-            *_strides(bias), BIAS=bias is not None, **sizes,
+            q_c, q_p, k, v, p, k if bias is None else bias, lengths, out, sums, T, left, right, LOG2E * K**-0.5,
+            *_strides(bias), wide, BIAS=bias is not None, **sizes,
         )  # fmt: skip
     return out, sums
 
@@ -253,10 +259,11 @@ def relative_attention_backward(
     bias: Tensor | None, lengths: Tensor, out: Tensor, sums: Tensor, left: int, right: int, bias_too: bool,
 ) -> Six:  # fmt: skip
     """Gradients of both queries, keys, values, positions, and of the bias, which is empty unless ``bias_too``."""
-    d_out, q_c, q_p, k, v, p = (x.contiguous() for x in (d_out, q_content, q_position, keys, values, positions))
+    d_out, q_c, q_p, p = (x.contiguous() for x in (d_out, q_content, q_position, positions))
+    k, v, wide = _as_they_lie(keys, values)
     B, T, H, K = k.shape
-    tile, sizes, wide = _tile(k), _sizes(k), triton.cdiv(T, 16) * 16  # rows that begin at 32 bytes load faster
-    d_scores = (k.new_zeros if bias_too else k.new_empty)((B, H, T, wide))
+    tile, sizes, columns = _tile(k), _sizes(k), triton.cdiv(T, 16) * 16  # rows that begin at 32 bytes load faster
+    d_scores = (k.new_zeros if bias_too else k.new_empty)((B, H, T, columns))
     d_content, d_position, d_keys, d_values = (k.new_empty(k.shape) for _ in range(4))
     parts = min(B, PARTS)
     d_positions = k.new_empty((parts, *p.shape), dtype=torch.float32)
@@ -264,13 +271,14 @@ def relative_attention_backward(
     with torch.cuda.device_of(k):
         _backward_keys[grid](
             q_c, q_p, k, v, p, k if bias is None else bias, lengths, out, sums, d_out, d_keys, d_values, d_scores,
-            T, left, right, LOG2E * scale, *_strides(bias), wide, BIAS=bias is not None, **sizes | {"num_warps": 8},
+            T, left, right, LOG2E * scale, *_strides(bias), columns, wide,
+            BIAS=bias is not None, **sizes | {"num_warps": 8},
         )  # fmt: skip
         _backward_queries[grid](
-            d_scores, k, p, lengths, d_content, d_position, T, left, right, scale, wide, **sizes
+            d_scores, k, p, lengths, d_content, d_position, T, left, right, scale, columns, wide, **sizes
         )  # fmt: skip
         _backward_positions[(parts * H * triton.cdiv(2 * T - 1, tile),)](
-            d_scores, q_p, lengths, d_positions, B, T, left, right, scale, wide, parts, **sizes
+            d_scores, q_p, lengths, d_positions, B, T, left, right, scale, columns, parts, **sizes
         )  # fmt: skip
     d_bias = d_scores[..., :T] if bias_too else k.new_empty(0)
     return d_content, d_position, d_keys, d_values, d_positions.sum(dim=0).to(p.dtype), d_bias
@@ -281,6 +289,15 @@ def _(d_out, q_content, q_position, keys, values, positions, bias, lengths, out,
     B, T, H, _ = keys.shape
     d_bias = keys.new_empty((B, H, T, (T + 15) // 16 * 16))[..., :T] if bias_too else keys.new_empty(0)
     return *(keys.new_empty(keys.shape) for _ in range(4)), positions.new_empty(positions.shape), d_bias
+
+
+def _as_they_lie(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Both with rows evenly apart, and how far: not copied where they are views of one projection."""
+    _, T, H, K = keys.shape
+    apart = keys.stride(1)
+    if all(x.stride() == (T * apart, apart, K, 1) for x in (keys, values)):
+        return keys, values, apart
+    return keys.contiguous(), values.contiguous(), H * K
 
 
 def _strides(bias: Tensor | None) -> tuple[int, int, int]:

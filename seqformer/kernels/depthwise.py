@@ -25,9 +25,9 @@ def _frame(x, t, end, channel, real_channel, C: tl.constexpr):
 
 @triton.jit
 def _filter(
-    x, taps, bias, scale, shift, y, lengths, T, left,
+    x, taps, bias, y, lengths, T, left,
     C: tl.constexpr, K: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, STEPS: tl.constexpr,
-    BACKWARD: tl.constexpr, BIAS: tl.constexpr, EPILOGUE: tl.constexpr,
+    BACKWARD: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """y(t) = bias + sum over k of taps(k) x(t - left + k); x is zeroed from the item's length on, or backward y is."""
     tiles: tl.constexpr = (C + BC - 1) // BC
@@ -50,9 +50,6 @@ def _filter(
     base = tl.zeros([BC], tl.float32)
     if BIAS:
         base += tl.load(bias + channel, mask=real, other=0.0).to(tl.float32)
-    if EPILOGUE:
-        scales = tl.load(scale + channel, mask=real, other=0.0).to(tl.float32)
-        shifts = tl.load(shift + channel, mask=real, other=0.0).to(tl.float32)
     for step in range(tl.minimum(STEPS, tl.cdiv(T - start, ROWS))):
         t = start + step * ROWS
         ahead = ()
@@ -62,8 +59,7 @@ def _filter(
             sums = base
             for k in tl.static_range(K):
                 sums += tap[k] * window[row + k]
-            if EPILOGUE:
-                sums = sums * scales + shifts
+            if SILU:
                 sums = sums * tl.sigmoid(sums)
             if BACKWARD:
                 sums = tl.where(t + row < length, sums, 0.0)
@@ -110,24 +106,13 @@ def _tap_sums(
 
 
 @torch.library.custom_op("seqformer::depthwise_conv", mutates_args=())
-def depthwise_conv(
-    x: Tensor,
-    taps: Tensor,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    lengths: Tensor,
-    left: int,
-) -> Tensor:
-    """x (B, T, C), taps (kernel, C), lengths (B,) -> (B, T, C); with ``scale`` and ``shift`` (C,) SiLU of the affine.
-
-    With them there is no gradient: ``seqformer.kernels.depthwise_conv`` uses them where none is wanted.
-    """
-    return _run_filter(x, taps, bias, scale, shift, lengths, left)
+def depthwise_conv(x: Tensor, taps: Tensor, bias: Tensor | None, lengths: Tensor, left: int, silu: bool) -> Tensor:
+    """x (B, T, C), taps (kernel, C), bias (C,), lengths (B,) -> (B, T, C); no gradient with ``silu``."""
+    return _run_filter(x, taps, bias, lengths, left, silu=silu)
 
 
 @depthwise_conv.register_fake
-def _(x, taps, bias, scale, shift, lengths, left):
+def _(x, taps, bias, lengths, left, silu):
     return x.new_empty(x.shape)
 
 
@@ -139,7 +124,7 @@ def depthwise_conv_backward(dy: Tensor, x: Tensor, taps: Tensor, lengths: Tensor
     """
     dy, x = dy.contiguous(), x.contiguous()
     (B, T, C), kernel = x.shape, taps.shape[0]
-    dx = _run_filter(dy, taps, None, None, None, lengths, kernel - 1 - left, backward=True).to(x.dtype)
+    dx = _run_filter(dy, taps, None, lengths, kernel - 1 - left, backward=True).to(x.dtype)
     steps, block = SEGMENT["taps"] // ROWS, _channels(kernel)
     segments = B * triton.cdiv(T, ROWS * steps)
     sums = x.new_empty((segments, kernel + 1, C), dtype=torch.float32)
@@ -155,15 +140,15 @@ def _(dy, x, taps, lengths, left):
     return x.new_empty(x.shape), taps.new_empty((taps.shape[0] + 1, taps.shape[1]), dtype=torch.float32)
 
 
-def _run_filter(x, taps, bias, scale, shift, lengths, left, backward=False) -> Tensor:
+def _run_filter(x, taps, bias, lengths, left, backward=False, silu=False) -> Tensor:
     x, taps = x.contiguous(), taps.contiguous()
     (B, T, C), kernel = x.shape, taps.shape[0]
     steps, block, y = SEGMENT["filter"] // ROWS, _channels(kernel), torch.empty_like(x)
     grid = (B * triton.cdiv(T, ROWS * steps) * triton.cdiv(C, block),)
     with torch.cuda.device_of(x):
         _filter[grid](
-            x, taps, bias, scale, shift, y, lengths, T, left, C, kernel, block, ROWS, steps,
-            backward, bias is not None, scale is not None, num_warps=1,
+            x, taps, bias, y, lengths, T, left, C, kernel, block, ROWS, steps,
+            backward, bias is not None, silu, num_warps=1,
         )  # fmt: skip
     return y
 
@@ -174,18 +159,18 @@ def _channels(kernel: int) -> int:
 
 
 def _save(ctx, inputs, output) -> None:
-    x, taps, bias, scale, _, lengths, ctx.left = inputs
-    if scale is not None:
-        raise RuntimeError("depthwise_conv has no gradient with an epilogue")
+    x, taps, bias, lengths, ctx.left, ctx.silu = inputs
     ctx.save_for_backward(x, taps, lengths)
     ctx.bias = None if bias is None else bias.dtype
 
 
 def _backward(ctx, dy: Tensor):
+    if ctx.silu:
+        raise RuntimeError("depthwise_conv has no gradient with silu: apply it to the result where one is wanted")
     x, taps, lengths = ctx.saved_tensors
     dx, sums = depthwise_conv_backward(dy, x, taps, lengths, ctx.left)
     dbias = None if ctx.bias is None else sums[-1].to(ctx.bias)
-    return dx, sums[:-1].to(taps.dtype), dbias, None, None, None, None
+    return dx, sums[:-1].to(taps.dtype), dbias, None, None, None
 
 
 depthwise_conv.register_autograd(_backward, setup_context=_save)
