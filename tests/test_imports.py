@@ -44,7 +44,7 @@ RULES = {
     "timm_import": set(),
     "registry": {"errors"},
     "kernels": {"kernels", "errors"},
-    "nn": {"nn"},
+    "nn": {"nn", "kernels"},
     "config": {"errors", "registry"},
     "metrics": {"errors", "registry"},
     "checkpoint": {"errors"},

@@ -79,6 +79,19 @@ def test_the_norm_of_a_sum(check, dtype, frames, dim, factor, scaled, mixed):
     check(kernel_cases.layer_norm, dtype, frames, dim, factor, scaled, mixed)
 
 
+@pytest.mark.parametrize(
+    ("choice", "taken"),
+    [
+        ({"norm_at": "post", "layout": "fAC"}, {"relative_attention", "depthwise_conv", "add_layer_norm"}),
+        ({"norm_at": "pre", "context": (3, 1)}, {"relative_attention", "depthwise_conv"}),
+        ({"norm": "rms", "positions": "rotary"}, {"depthwise_conv"}),
+    ],
+    ids=str,
+)
+def test_a_backbone_takes_them(check, choice, taken):
+    check(kernel_cases.encoder, "float32", choice, taken)
+
+
 @pytest.mark.slow
 def test_torch_compile_knows_the_operators(check):
     check(kernel_cases.operators)
