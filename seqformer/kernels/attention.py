@@ -82,9 +82,9 @@ def _seen(i, j, length, left, right):
 
 
 @triton.jit
-def _logits(products, bias, i, j, seen, scale, stride, BIAS: tl.constexpr):
+def _logits(products, bias, i, j, seen, factor, stride, BIAS: tl.constexpr):
     """Base-2 logits of a tile, -inf where a query does not look."""
-    score = products * scale
+    score = products * factor
     if BIAS:
         score += tl.load(bias + i.to(tl.int64) * stride + j, mask=seen, other=0.0).to(tl.float32) * 1.4426950408889634
     return tl.where(seen, score, float("-inf"))
@@ -92,7 +92,7 @@ def _logits(products, bias, i, j, seen, scale, stride, BIAS: tl.constexpr):
 
 @triton.jit
 def _forward(
-    q_content, q_position, keys, values, positions, bias, lengths, out, sums, T, left, right, scale,
+    q_content, q_position, keys, values, positions, bias, lengths, out, sums, T, left, right, factor,
     bias_item, bias_head, bias_row,
     WIDE: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
@@ -116,7 +116,7 @@ def _forward(
         after = _dot(q_p, tl.trans(_rows(positions, T - first + key, 2 * T - 1, H * K, K, BLOCK, BK)))
         products = _dot(q_c, tl.trans(_rows(keys, key, length, WIDE, K, BLOCK, BK))) + _turn(before, after, BLOCK)
         before = after
-        logit = _logits(products, bias, i, j, _seen(i, j, length, left, right), scale, bias_row, BIAS)
+        logit = _logits(products, bias, i, j, _seen(i, j, length, left, right), factor, bias_row, BIAS)
         higher = tl.maximum(best, tl.max(logit, 1))
         pivot = tl.where(higher == float("-inf"), 0.0, higher)  # a query that has seen no key yet
         weight, fade = tl.exp2(logit - pivot[:, None]), tl.exp2(best - pivot)
@@ -134,7 +134,7 @@ def _forward(
 @triton.jit
 def _backward_keys(
     q_content, q_position, keys, values, positions, bias, lengths, out, sums, d_out, d_keys, d_values, d_scores,
-    T, left, right, scale, bias_item, bias_head, bias_row, columns,
+    T, left, right, factor, bias_item, bias_head, bias_row, columns,
     WIDE: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr,
 ):  # fmt: skip
     """A tile of keys over all queries: gradients of keys, values and scores (B, H, T, columns)."""
@@ -158,7 +158,7 @@ def _backward_keys(
         after = _dot(q_p, tl.trans(_rows(positions, T - query + first, 2 * T - 1, H * K, K, BLOCK, BK)))
         q_c = _rows(q_content + at, query, length, H * K, K, BLOCK, BK)
         products = _dot(q_c, tl.trans(key)) + _turn(before, after, BLOCK)
-        logit = _logits(products, bias, i, j, _seen(i, j, length, left, right), scale, bias_row, BIAS)
+        logit = _logits(products, bias, i, j, _seen(i, j, length, left, right), factor, bias_row, BIAS)
         weight = tl.exp2(logit - tl.load(sums + i, mask=i < length, other=0.0))
         grad = _rows(d_out + at, query, length, H * K, K, BLOCK, BK)
         d_value += _dot(tl.trans(weight).to(grad.dtype), grad)
@@ -167,13 +167,13 @@ def _backward_keys(
         d_score = (weight * (_dot(grad, tl.trans(value)) - shared[:, None])).to(q_c.dtype)
         tl.store(d_scores + i.to(tl.int64) * columns + j, d_score, mask=(i < T) & (j < T))
         d_key += _dot(tl.trans(d_score), q_c)
-    _store_rows(d_keys + at, first, T, d_key * (scale / 1.4426950408889634), H * K, K, BLOCK, BK)
+    _store_rows(d_keys + at, first, T, d_key * (factor / 1.4426950408889634), H * K, K, BLOCK, BK)
     _store_rows(d_values + at, first, T, d_value, H * K, K, BLOCK, BK)
 
 
 @triton.jit
 def _backward_queries(
-    d_scores, keys, positions, lengths, d_content, d_position, T, left, right, scale, columns,
+    d_scores, keys, positions, lengths, d_content, d_position, T, left, right, factor, columns,
     WIDE: tl.constexpr, H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A tile of queries: its gradient through the keys, and through the positions."""
@@ -193,13 +193,13 @@ def _backward_queries(
         j = column + n - (T - 1) + i
         d_score = tl.load(row + j, mask=_seen(i, j, length, left, right), other=0.0)
         position += _dot(d_score, _rows(positions + head * K, column, 2 * T - 1, H * K, K, BLOCK, BK))
-    _store_rows(d_content + at, first, T, content * scale, H * K, K, BLOCK, BK)
-    _store_rows(d_position + at, first, T, position * scale, H * K, K, BLOCK, BK)
+    _store_rows(d_content + at, first, T, content * factor, H * K, K, BLOCK, BK)
+    _store_rows(d_position + at, first, T, position * factor, H * K, K, BLOCK, BK)
 
 
 @triton.jit
 def _backward_positions(
-    d_scores, q_position, lengths, d_positions, B, T, left, right, scale, columns, parts,
+    d_scores, q_position, lengths, d_positions, B, T, left, right, factor, columns, parts,
     H: tl.constexpr, K: tl.constexpr, BK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """A chunk of positions over every ``parts``-th item and all queries: d_positions (parts, 2T - 1, H, K)."""
@@ -221,7 +221,7 @@ def _backward_positions(
             q_p = _rows(q_position + (row * H + head) * K, query, length, H * K, K, BLOCK, BK)
             total += _dot(tl.trans(d_score), q_p)
     at = d_positions + part.to(tl.int64) * (2 * T - 1) * H * K + head * K
-    _store_rows(at, first, 2 * T - 1, total * scale, H * K, K, BLOCK, BK)
+    _store_rows(at, first, 2 * T - 1, total * factor, H * K, K, BLOCK, BK)
 
 
 @torch.library.custom_op("seqformer::relative_attention", mutates_args=())
@@ -267,18 +267,18 @@ def relative_attention_backward(
     d_content, d_position, d_keys, d_values = (k.new_empty(k.shape) for _ in range(4))
     parts = min(B, PARTS)
     d_positions = k.new_empty((parts, *p.shape), dtype=torch.float32)
-    grid, scale = (B * H * triton.cdiv(T, tile),), K**-0.5
+    grid, factor = (B * H * triton.cdiv(T, tile),), K**-0.5
     with torch.cuda.device_of(k):
         _backward_keys[grid](
             q_c, q_p, k, v, p, k if bias is None else bias, lengths, out, sums, d_out, d_keys, d_values, d_scores,
-            T, left, right, LOG2E * scale, *_strides(bias), columns, wide,
+            T, left, right, LOG2E * factor, *_strides(bias), columns, wide,
             BIAS=bias is not None, **sizes | {"num_warps": 8},
         )  # fmt: skip
         _backward_queries[grid](
-            d_scores, k, p, lengths, d_content, d_position, T, left, right, scale, columns, wide, **sizes
+            d_scores, k, p, lengths, d_content, d_position, T, left, right, factor, columns, wide, **sizes
         )  # fmt: skip
         _backward_positions[(parts * H * triton.cdiv(2 * T - 1, tile),)](
-            d_scores, q_p, lengths, d_positions, B, T, left, right, scale, columns, parts, **sizes
+            d_scores, q_p, lengths, d_positions, B, T, left, right, factor, columns, parts, **sizes
         )  # fmt: skip
     d_bias = d_scores[..., :T] if bias_too else k.new_empty(0)
     return d_content, d_position, d_keys, d_values, d_positions.sum(dim=0).to(p.dtype), d_bias
