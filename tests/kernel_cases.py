@@ -150,7 +150,7 @@ def layer_norm(device: str, dtype: str, frames: int, dim: int, factor: float, sc
     return compare(fused, plain, tensors, mask, (), grads)
 
 
-def encoder(device: str, dtype: str, choice: dict, taken: set[str]) -> Errors:
+def encoder(device: str, dtype: str, choice: dict, taken: list[str]) -> Errors:
     """A whole backbone that takes some kernels, output and gradients, beside the same in float64 that does not."""
     given = dict(name="squeezeformer", in_dim=5, dim=12, heads=2, depth=1, kernel=5, ff_factor=2, dropout=0.0)
     # Not in training, where BatchNorm, and without the bias of keys, as softmax: they leave its gradient to rounding.
@@ -165,14 +165,14 @@ def encoder(device: str, dtype: str, choice: dict, taken: set[str]) -> Errors:
             y, _ = backbone.to(kind)(x.to(kind), mask)
         finally:
             kernels.use(False)
-        assert fused_of(y) == (taken if on else set())
+        assert fused_of(y) == (taken if on else [])
         gradients = torch.autograd.grad(y, list(backbone.parameters()), grad.to(kind))
         names = (f"gradient of {name}" for name, _ in backbone.named_parameters())
         found.append({"output": y.detach()} | dict(zip(names, gradients, strict=True)))
     return errors(*found)
 
 
-def fused_of(y: Tensor) -> set[str]:
+def fused_of(y: Tensor) -> list[str]:
     """Names of our operators among those that gave y."""
     seen, left = set(), [y.grad_fn]
     while left:
@@ -181,7 +181,7 @@ def fused_of(y: Tensor) -> set[str]:
             seen.add(node)
             left += [before for before, _ in node.next_functions]
     found = (re.search(r"seqformer_(\w+?)_default", node.name()) for node in seen)
-    return {match[1] for match in found if match}
+    return sorted({match[1] for match in found if match})
 
 
 def operators(device: str, dtype: str) -> Errors:

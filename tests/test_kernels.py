@@ -82,11 +82,11 @@ def test_the_norm_of_a_sum(check, dtype, frames, dim, factor, scaled, mixed):
 @pytest.mark.parametrize(
     ("choice", "taken"),
     [
-        ({"norm_at": "post", "layout": "fAC"}, {"relative_attention", "depthwise_conv", "add_layer_norm"}),
-        ({"norm_at": "pre", "context": (3, 1)}, {"relative_attention", "depthwise_conv"}),
-        ({"norm": "rms", "positions": "rotary"}, {"depthwise_conv"}),
+        ({"norm_at": "post", "layout": "fAC"}, ["add_layer_norm", "depthwise_conv", "relative_attention"]),
+        ({"norm_at": "pre", "context": (3, 1)}, ["depthwise_conv", "relative_attention"]),
+        ({"norm": "rms", "positions": "rotary"}, ["depthwise_conv"]),
     ],
-    ids=str,
+    ids=["post", "pre", "rotary"],
 )
 def test_a_backbone_takes_them(check, choice, taken):
     check(kernel_cases.encoder, "float32", choice, taken)
