@@ -95,8 +95,8 @@ def convolution(device: str, dtype: str, frames: int, channels: int, kernel: int
 
 def epilogue(device: str, dtype: str) -> Errors:
     """A convolution and SiLU, in one pass without gradients and apart with them, beside the module in float64."""
-    draw, mask, convolution = Draws(dtype, device), batch(20, device), DepthwiseConv(6, 5).to(device)
-    x = draw(3, 20, 6)
+    draw, mask, convolution = Draws(dtype, device), batch(9, device), DepthwiseConv(6, 5).to(device)
+    x = draw(3, 9, 6)
     given = (x, mask, convolution.weight, convolution.bias, convolution.left)
     with torch.no_grad():
         found = {"fused": kernels.depthwise_conv(*given, silu=True)}
@@ -155,10 +155,10 @@ def encoder(device: str, dtype: str, choice: dict, taken: list[str]) -> Errors:
     given = dict(name="squeezeformer", in_dim=5, dim=12, heads=2, depth=1, kernel=5, ff_factor=2, dropout=0.0)
     # Not in training, where BatchNorm, and without the bias of keys, as softmax: they leave its gradient to rounding.
     backbone = create_backbone(**given | dict(stem="linear", attention_bias=False) | choice).to(device).eval()
-    draw, mask = Draws(dtype, device), batch(18, device)
+    draw, mask = Draws(dtype, device), batch(10, device)
     for parameter in backbone.parameters():  # biases and scales of 0 and 1 would hide a mistake
         parameter.data.add_(0.3 * draw(*parameter.shape))
-    x, grad, found = draw(3, 18, 5), draw(3, 18, 12), []
+    x, grad, found = draw(3, 10, 5), draw(3, 10, 12), []
     for kind, on in ((torch.float32, True), (torch.float64, False)):
         kernels.use(on)
         try:
