@@ -44,7 +44,8 @@ RULES = {
     "timm_import": set(),
     "machine": set(),
     "registry": {"errors"},
-    "nn": {"nn"},
+    "kernels": {"kernels", "errors"},
+    "nn": {"nn", "kernels"},
     "config": {"errors", "registry"},
     "metrics": {"errors", "registry"},
     "checkpoint": {"errors"},
@@ -162,6 +163,7 @@ print(time.process_time() - began, *{name.split(".")[0] for name in set(sys.modu
 def test_the_import_loads_torch_only_and_is_quick():
     heavy = {"torchvision", "albumentations", "cv2", "polars", "timm", "sklearn", "scipy", "lightning", "omegaconf"}
     heavy |= {"lightning_fabric", "soundfile", "sentencepiece", "safetensors", "rapidfuzz", "pandas", "matplotlib"}
+    heavy.add("triton")
     best = float("inf")
     for _ in range(3):
         seconds, *loaded = in_subprocess(IMPORT).split()
@@ -177,10 +179,11 @@ def refuse(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"):
         raise SystemExit(f"{event} {arguments}")
 sys.addaudithook(refuse)
-import importlib, pkgutil
+import importlib.util, pkgutil
 import seqformer
 for found in pkgutil.walk_packages(seqformer.__path__, "seqformer."):
-    if not found.name.endswith("__main__"):
+    needs_triton = found.name.startswith("seqformer.kernels.")
+    if not found.name.endswith("__main__") and (not needs_triton or importlib.util.find_spec("triton")):
         importlib.import_module(found.name)
 from seqformer.augment.compose import Augment
 Augment([{'name': 'gain'}])

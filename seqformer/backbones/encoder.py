@@ -31,7 +31,7 @@ from seqformer.nn.dropout import Dropout
 from seqformer.nn.feedforward import FeedForward
 from seqformer.nn.gate import Gate
 from seqformer.nn.mask import zero_padding
-from seqformer.nn.norm import LearnedScale, NoNorm, NormKind, make_norm
+from seqformer.nn.norm import LearnedScale, NoNorm, NormKind, make_norm, norm_sum
 from seqformer.nn.positions import sinusoid_table
 from seqformer.nn.subsample import Stem, make_stem
 
@@ -95,7 +95,7 @@ class Block(nn.Module):
             else:
                 y = branch(y, scale)
             y = drop_path(self.scales[index](y, mask), self.rate, self.training)
-            x = self.after[index](x + (0.5 * y if letter == "f" else y), mask)
+            x = norm_sum(self.after[index], x, y, 0.5 if letter == "f" else 1.0, mask)
         return self.final(x, mask)
 
 

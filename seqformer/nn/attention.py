@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqformer import kernels
 from seqformer.nn.block_attention import BlockAttention, fast_in_blocks
 from seqformer.nn.dropout import Dropout
 from seqformer.nn.linear import joined
@@ -74,7 +75,9 @@ class Attention(nn.Module):
     ) -> Tensor:
         q, k, value = self._projected(x, scale)
         dropout = self.attention_dropout if self.training else 0.0
-        if self.positions == "xl" and bias is None and not dropout and fast_in_blocks(q):
+        if self.positions == "xl" and not dropout and kernels.active(q):
+            y = self._fused(q, k, value, mask, table, bias)
+        elif self.positions == "xl" and bias is None and not dropout and fast_in_blocks(q):
             y = self._in_blocks(q, k, value, mask, table)
         else:
             q_BHTK, k_BHTK, logit_BHTT = self._scores(q, k, mask, table, bias)
@@ -106,6 +109,11 @@ class Attention(nn.Module):
         p_RHK = self.position(table).unflatten(-1, (self.heads, -1))
         lengths = lengths_of(mask).tolist()
         return BlockAttention.apply(q, k, value, p_RHK, self.content_bias, self.position_bias, lengths, self.context)
+
+    def _fused(self, q: Tensor, k: Tensor, value: Tensor, mask: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
+        content, position = ((q + added).to(q.dtype) for added in (self.content_bias, self.position_bias))
+        p_RHK = self.position(table).unflatten(-1, (self.heads, -1)).to(q.dtype)
+        return kernels.relative_attention(content, position, k, value, p_RHK, mask, bias, self.context)
 
     def _scores(
         self, q: Tensor, k: Tensor, mask: Tensor, table: Tensor | None, bias: Tensor | None

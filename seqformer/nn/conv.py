@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqformer import kernels
 from seqformer.nn.dropout import Dropout
 from seqformer.nn.feedforward import silu
 from seqformer.nn.gate import Gate, make_gate
@@ -21,7 +22,7 @@ class DepthwiseConv(nn.Module):
 
     Padded frames are zeroed first. 'Same' padding, the odd frame of an even kernel on the right; ``causal`` pads on
     the left only, ``left`` says how many frames. weight (C, 1, kernel), as in Conv1d. ``shift`` and ``scale`` (C,), of
-    a norm that follows, make the output shift + scale * output.
+    a norm that follows, make the output shift + scale * output; ``activate`` ends with Swish.
     """
 
     def __init__(
@@ -40,18 +41,28 @@ class DepthwiseConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(dim, 1, kernel).uniform_(-bound, bound))
         self.bias = nn.Parameter(torch.empty(dim).uniform_(-bound, bound)) if bias else None
 
-    def forward(self, x: Tensor, mask: Tensor, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor,
+        shift: Tensor | None = None,
+        scale: Tensor | None = None,
+        activate: bool = False,
+    ) -> Tensor:
         weight_C11K, bias = self.weight.unsqueeze(2), self.bias
         if scale is not None:
             weight_C11K, bias = (
                 weight_C11K * scale[:, None, None, None],
                 shift if bias is None else shift + bias * scale,
             )
+        if self.stride == 1 and 1 < self.kernel < 64 and kernels.active(x):
+            return kernels.depthwise_conv(x, mask, weight_C11K.squeeze(2), bias, self.left, activate)
         x = F.pad(zero_padding(x, mask), (0, 0, self.left, self.kernel - 1 - self.left))
         # A (B, T, C) tensor *is* a channels-last image of height 1: that layout has the fast kernels, with no copy.
         x_BC1T = x.transpose(1, 2).unsqueeze(2)
         y_BC1T = F.conv2d(x_BC1T, weight_C11K, bias, stride=(1, self.stride), groups=x.shape[2])
-        return y_BC1T.squeeze(2).transpose(1, 2)
+        y = y_BC1T.squeeze(2).transpose(1, 2)
+        return silu(y) if activate else y
 
 
 class ConvModule(nn.Module):
@@ -87,10 +98,9 @@ class ConvModule(nn.Module):
         x = joined(x, (self.expand,), scale)
         x = silu(x) if self.activation == "swish" else F.glu(x)
         if isinstance(self.norm, MaskedBatchNorm) and not self.training:
-            x = self.depthwise(x, mask, *self.norm.shift_and_scale(x, mask))
+            x = self.depthwise(x, mask, *self.norm.shift_and_scale(x, mask), activate=True)
         else:
-            x = self.norm(self.depthwise(x, mask), mask)
-        x = silu(x)
+            x = silu(self.norm(self.depthwise(x, mask), mask))
         if self.gate is not None:
             x = self.gate(x, mask)
         return self.dropout(self.project(x))

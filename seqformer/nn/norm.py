@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import all_reduce, is_available, is_initialized
 
+from seqformer import kernels
 from seqformer.nn.mask import zero_padding
 from seqformer.nn.paths import fast_on_cpu
 
@@ -127,6 +128,13 @@ def make_norm(kind: NormKind, dim: int, eps: float = 1e-5, momentum: float = 0.0
     if kind == "batch":
         return MaskedBatchNorm(dim, eps, momentum)
     return LayerNorm(dim, eps) if kind == "layer" else RMSNorm(dim, eps)
+
+
+def norm_sum(norm: nn.Module, x: Tensor, y: Tensor, factor: float, mask: Tensor) -> Tensor:
+    """norm(x + factor y)."""
+    if isinstance(norm, LayerNorm) and kernels.active(x):
+        return kernels.add_layer_norm(x, y, norm.weight, norm.bias, norm.eps, factor)[0]
+    return norm(x + (y if factor == 1 else factor * y), mask)
 
 
 class SumOverProcesses(torch.autograd.Function):
