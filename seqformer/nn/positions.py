@@ -27,8 +27,8 @@ def relative_shift(score_BHTR: Tensor) -> Tensor:
     Query i and key j meet at column T-1-i+j: a view with row stride one less than the table is wide, no copy.
     """
     B, H, T, R = score_BHTR.shape
-    score_BHTR = score_BHTR.contiguous()
-    return score_BHTR.as_strided((B, H, T, T), (H * T * R, T * R, R - 1, 1), score_BHTR.storage_offset() + T - 1)
+    # A slice knows where it begins; asked for its storage's offset, a tensor breaks a compiled graph in two.
+    return score_BHTR.flatten()[T - 1 :].as_strided((B, H, T, T), (H * T * R, T * R, R - 1, 1))
 
 
 def rotate(x_BHTK: Tensor, base: float = 10000.0) -> Tensor:
