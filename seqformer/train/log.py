@@ -130,8 +130,9 @@ class Meter:
         parts += [f"lr {self.last.get('lr', 0):.2e}", f"grad {self.mean('grad_norm'):.3g}"]
         parts += [f"{compact(self.mean('frames_per_s'))} frames/s"]
         parts += [f"{name} {self.mean(name):.1%}" for name in ("padding", "wait", "mfu")]
-        if self.sums.get("infeasible"):
-            parts.append(f"infeasible {self.sums['infeasible']:.0f}")
+        for name in ("infeasible", "recompiles"):
+            if self.sums.get(name):
+                parts.append(f"{name} {self.sums[name]:.0f}")
         if self.skipped:
             parts.append(f"skipped {self.skipped} steps")
         return "  ".join([*parts, f"{time.perf_counter() - self.start:.1f} s"])

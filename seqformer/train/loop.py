@@ -28,6 +28,7 @@ from seqformer.model import SequenceModel
 from seqformer.predict import main_head, predict_dataset, score, truth_of
 from seqformer.registry import lookup
 from seqformer.train.adversary import perturbed
+from seqformer.train.compile import bucket, compilations, compile_backbone, uncompiled
 from seqformer.train.log import Meter, RunLog
 from seqformer.train.optim import averaged, learning_rate, make_optimizer
 from seqformer.train.teacher import Teacher
@@ -82,6 +83,10 @@ class FoldTrainer:
         self.model, self.optimizer = fabric.setup(job.model, make_optimizer(job.model, job.config.optim))
         train = job.config.train
         self.average = averaged(job.model, train.ema or None) if train.ema or train.swa else None
+        # What the frames of a batch are a multiple of. Compiled after the average has its copy, which is not.
+        self.multiple = bucket(job.model.frontend, job.model.backbone) if train.compile else 1
+        if train.compile:
+            compile_backbone(job.model.backbone, train.compile)
         if job.teacher:
             job.teacher.model.to(fabric.device)
         self.at, self.meter = Position(), Meter()
@@ -139,7 +144,7 @@ class FoldTrainer:
 
     def step(self, work: Work) -> dict[str, float]:
         """One optimiser step over the batches of a group; logs and returns its values."""
-        start, fabric, train = time.perf_counter(), self.fabric, self.config.train
+        start, fabric, train, compiled = time.perf_counter(), self.fabric, self.config.train, compilations()
         group, lr = work.group, learning_rate(work.share, self.config.optim)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr * parameters["lr_scale"]
@@ -166,6 +171,8 @@ class FoldTrainer:
         values = self.measured(work, start) | {
             "loss": self.all_ranks(float(loss)), "lr": lr, "grad_norm": float(norm), "infeasible": int(infeasible)
         }  # fmt: skip
+        if train.compile:
+            values["recompiles"] = compilations() - compiled
         self.meter.add(**values)
         self.job.log.record(fold=self.job.name, epoch=self.at.epoch, step=self.at.step, **values)
         return values
@@ -245,6 +252,7 @@ class FoldTrainer:
         epoch, data, seed = self.at.epoch, self.config.data, self.config.seed
         frames, world, rank = self.job.train.frames(epoch), self.fabric.world_size, self.fabric.global_rank
         rows = self.job.sampler(epoch) if self.job.sampler else np.arange(len(frames))
+        frames = -(-frames // self.multiple) * self.multiple
         # A row drawn again is augmented as in an epoch that never comes, not as the first time.
         epochs = epoch + self.config.train.epochs * count_repeats(rows)
         batches = plan_batches(frames[rows], self.budget, data.max_items, [seed, self.job.key], epoch, world)
@@ -254,7 +262,7 @@ class FoldTrainer:
         """Batches not done yet, ``accumulate`` at a time, with the seconds the loop waited for them."""
         size, keys = self.config.train.accumulate, batches[self.at.batch :]
         on_gpu, workers = self.fabric.device.type == "cuda", self.config.data.workers
-        loader = load_batches(self.job.train, keys, workers, pin_memory=on_gpu)
+        loader = load_batches(self.job.train, keys, workers, on_gpu, self.multiple)
         for first in range(0, len(keys), size):
             start = time.perf_counter()
             group = [self.weighed(next(loader)) for _ in keys[first : first + size]]
@@ -274,7 +282,7 @@ class FoldTrainer:
     def validate(self) -> None:
         """Score the fold's own rows; note the best, and stop when ``patience`` epochs brought no better."""
         at, train, job = self.at, self.config.train, self.job
-        with self.fabric.autocast():
+        with self.fabric.autocast(), uncompiled():
             predictions, loss = predict_dataset(self.eval_model, job.valid, job.targets, self.config.data, self.fabric)
         name, (head, column) = self.config.metric["name"], main_head(self.config.head)
         found = [predictions[head][str(row_id)] for row_id in job.valid.ids]
