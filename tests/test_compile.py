@@ -7,9 +7,6 @@ import pytest
 import torch
 from conftest import DENSE
 
-from seqformer.batch import Example, collate
-from seqformer.model import create_model
-from seqformer.nn.positions import relative_shift
 from seqformer.train import compile as compiler
 from seqformer.train import loop
 from seqformer.train.crossval import train_run
@@ -66,7 +63,9 @@ def compared(plain: dict, root, monkeypatch) -> list[int]:
     return [sum(step["recompiles"] for step in compiled if step["epoch"] == epoch) for epoch in range(3)]
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # which torch looks at, and hides from all but pytest
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute:UserWarning"
+)  # which torch looks at, and hides from all but pytest
 def test_no_compilation_after_the_first_epoch(plain, tmp_path, monkeypatch):
     monkeypatch.setattr(compiler, "BACKEND", "eager")
     first, *later = compared(plain, tmp_path, monkeypatch)

@@ -11,7 +11,9 @@ from seqformer.batch import Batch, collate
 from seqformer.errors import InputError
 
 
-def load_batches(dataset, keys: Sequence, workers: int = 0, pin_memory: bool = False, multiple: int = 1) -> Iterator[Batch]:
+def load_batches(
+    dataset, keys: Sequence, workers: int = 0, pin_memory: bool = False, multiple: int = 1
+) -> Iterator[Batch]:
     """Batches of the examples at ``keys``, a list of them for each batch, in order; ``multiple`` as in collate.
 
     Raises the InputError of a row that cannot be read, the same one line for any number of workers.

@@ -17,15 +17,19 @@ from seqformer.checkpoint import write_file
 class RunLog:
     """Lines and bars of a run; a context manager. ``quiet`` keeps the file and drops the rest; no ``path``, no file.
 
+    ``bars`` False: lines only, where several processes share a terminal.
+
     The file is made by its first line, so that a run refused before has none.
     """
 
-    def __init__(self, path: Path | None, quiet: bool = False):
+    def __init__(self, path: Path | None, quiet: bool = False, bars: bool = True):
         self.path, self.file = path, None
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
         columns += [TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=quiet or not sys.stdout.isatty())
+        self.bar = Progress(
+            *columns, console=self.console, transient=True, disable=not bars or quiet or not sys.stdout.isatty()
+        )
         self.tasks: dict[str, Any] = {}
 
     def __enter__(self) -> "RunLog":
