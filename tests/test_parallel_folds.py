@@ -1,6 +1,9 @@
 """``folds.parallel``: the same results as one after another; a failed fold loses no other, a killed run goes on."""
 
 import json
+import os
+import signal
+import time
 
 import pytest
 import torch
@@ -9,12 +12,13 @@ from test_resume import outcome
 
 from seqformer.errors import InputError
 from seqformer.train.crossval import train_run
+from seqformer.train.parallel import begin_log, gather_logs
 
 torch.set_num_threads(1)
 
 
 def parallel(plain: dict, folds: int = 3) -> dict:
-    return plain | {"folds": plain["folds"] | {"parallel": folds}}
+    return plain | {"folds": plain["folds"] | {"parallel": folds}, "train": dict(plain["train"])}
 
 
 def unlogged(found: dict) -> dict:
@@ -32,6 +36,26 @@ def whole(manifest, tmp_path_factory):
     return outcome(train(tmp_path_factory.mktemp("whole"), small(manifest)))
 
 
+def test_logs_of_folds_come_together_in_their_order(tmp_path):
+    """Also after a kill between writing and deleting, and where a fold goes on that began in the run's own log."""
+    run, folds = tmp_path / "log.jsonl", {name: tmp_path / f"fold{name}" for name in "012"}
+    run.write_text('{"fold": "0", "step": 1}\n{"fold": "1", "step": 1}\n')
+    for name in "21":
+        path = begin_log(run, name, folds[name])
+        with open(path, "a") as file:
+            file.write(json.dumps({"fold": name, "step": 2}) + "\n")
+    texts = {name: (folds[name] / "log.jsonl").read_text() for name in "12"}
+    gather_logs(run, folds)
+    first = run.read_text()
+    steps = [(line["fold"], line["step"]) for line in map(json.loads, first.splitlines())]
+    assert steps == [("0", 1), ("1", 1), ("1", 2), ("2", 2)] and not list(tmp_path.glob("*/*"))
+    for name, text in texts.items():
+        (folds[name] / "log.jsonl").write_text(text)
+    gather_logs(run, folds)
+    assert run.read_text() == first and not list(tmp_path.glob("*/*"))
+
+
+@pytest.mark.slow  # each process imports everything
 def test_parallel_folds_are_those_one_after_another_and_a_failed_one_loses_no_other(manifest, whole, tmp_path):
     run = tmp_path / "small"
     (run / "fold1").mkdir(parents=True)
@@ -47,3 +71,26 @@ def test_parallel_folds_are_those_one_after_another_and_a_failed_one_loses_no_ot
     lines = [sorted(map(json.dumps, one["log"])) for one in (found, whole)]
     assert unlogged(found) == unlogged(whole) and lines[0] == lines[1]
     assert not list(run.glob("fold*/log.jsonl"))
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_parallel_folds_goes_on(manifest, whole, server, tmp_path):
+    """Its processes end with it; what is left is trained, one after another or not."""
+    plain = parallel(small(manifest), 2)
+    (child,) = server.start(plain, tmp_path)
+    while not list(tmp_path.glob("small/fold*/last/state.json")):
+        time.sleep(0.02)
+    os.kill(child, signal.SIGKILL)
+    assert server.wait() == [-signal.SIGKILL]
+    time.sleep(1)
+    train_run(small(manifest), tmp_path, quiet=True)
+    assert unlogged(outcome(tmp_path / "small")) == unlogged(whole)
+
+
+@pytest.mark.parametrize(("key", "value"), [("parallel", 0), ("devices", 2)])
+def test_what_parallel_folds_are_not_for(manifest, tmp_path, key, value):
+    plain = parallel(small(manifest), 2)
+    plain["folds" if key == "parallel" else "train"][key] = value
+    with pytest.raises(InputError, match=r"folds\.parallel is"):
+        train_run(plain, tmp_path, quiet=True)
+    assert not list(tmp_path.iterdir())

@@ -3,7 +3,7 @@
 Only the backbone: it has nearly all of the work and no branch on data, where log-mel's Fourier transform, a CTC loss or
 a search would cut the graph. Each block is compiled by itself, for all blocks of an encoder are one function with other
 weights: it is compiled once, in a time that does not grow with the depth. Items and frames are dynamic, and the frames
-of a batch are a multiple of ``bucket``, so that no length has a remainder of its own; promise P1 is why that is allowed.
+of a batch are a multiple of ``bucket``, so that no length has a remainder of its own; promise P1 is why that may be.
 
 Known to compile again: a batch of one item (sizes of 1 are never dynamic), and 16 or more after fewer (where torch
 changes its convolutions), so up to three times for each kind of block, and for each rate of ``drop_path``.

@@ -1,5 +1,6 @@
 """How far a step is from what the device can do."""
 
+import copy
 import time
 from contextlib import nullcontext
 
@@ -12,32 +13,36 @@ from seqformer.batch import Batch
 
 
 def model_flops(model: nn.Module, batch: Batch) -> tuple[float, float]:
-    """(a, b): a forward pass over T frames costs a T + b T^2 FLOPs, one multiply-add being two.
+    """(a, b): a training step over an item of T frames costs a T + b T^2 FLOPs, one multiply-add being two.
 
-    Counted by torch at two lengths of the first item of a batch. Attention goes through the plain kernel for it,
-    because torch's counter does not know every fused one.
+    What the mathematics needs, forward and backward, of all but the loss: recomputation, and work on padding, are not
+    in it. Counted by torch at two lengths of the first item of a batch, in one forward and one backward, by the plain
+    operators on tensors that hold nothing: no kernel runs, and which one does in training does not change the count.
     """
-    frames = batch.mask.shape[1]
-
-    def count(length: int) -> float:
-        device = next(model.parameters()).device
-        item = {name: tensor[:1].to(device) for name, tensor in batch.inputs.items()}
-        for name, tensor in item.items():
-            for axis, kind in enumerate(batch.axes.get(name, "T")[: tensor.dim() - 1], start=1):
-                item[name] = item[name].narrow(axis, 0, length) if kind == "T" else item[name]
-        mask = torch.ones(1, length, dtype=torch.bool, device=device)
-        with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-            model(item, mask)
-        return float(counter.get_total_flops())
-
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
-        half, whole = count(max(1, frames // 2)), count(frames)
-    model.train(was_training)
-    lengths = torch.tensor([[f, f**2] for f in (max(1, frames // 2), frames)], dtype=torch.float64)
+    frames = max(2, batch.mask.shape[1])
+    plain = copy.deepcopy(model).to("meta").eval()  # a copy is not compiled
+    half, whole = (_step_flops(plain, batch, length) for length in (frames // 2, frames))
+    lengths = torch.tensor([[f, f**2] for f in (frames // 2, frames)], dtype=torch.float64)
     a, b = torch.linalg.solve(lengths, torch.tensor([half, whole], dtype=torch.float64)).tolist()
-    return (a, max(0.0, b)) if frames > 1 else (whole, 0.0)
+    return (a, b) if b > 0 else (whole / frames, 0.0)
+
+
+def _step_flops(model: nn.Module, batch: Batch, frames: int) -> float:
+    item = {name: _resized(tensor[:1], batch.axes.get(name, "T"), frames) for name, tensor in batch.inputs.items()}
+    mask = torch.ones(1, frames, dtype=torch.bool, device="meta")
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+        found = model(item, mask)
+        sum(logits.float().sum() for logits in found.values()).backward()
+    model.zero_grad(set_to_none=True)
+    return float(counter.get_total_flops())
+
+
+def _resized(tensor: torch.Tensor, axes: str, frames: int) -> torch.Tensor:
+    """As the tensor on the meta device, with so many frames."""
+    sizes = list(tensor.shape)
+    for axis, kind in enumerate(axes[: tensor.dim() - 1], start=1):
+        sizes[axis] = frames if kind == "T" else sizes[axis]
+    return torch.empty(sizes, dtype=tensor.dtype, device="meta")
 
 
 def matmul_speed(device: torch.device, precision: str) -> float:
