@@ -107,6 +107,7 @@ class Meter:
 
     def __init__(self):
         self.sums: dict[str, float] = {}
+        self.weights: dict[str, float] = {}
         self.notes: dict[str, float | None] = {}
         self.steps, self.skipped = 0, 0
         self.last: dict[str, float] = {}
@@ -119,14 +120,18 @@ class Meter:
             self.skipped += 1
             return
         self.steps += 1
+        padded = values["frames_per_s"] * values["seconds"] / max(1 - values["padding"], 1e-8)
+        parts = dict.fromkeys(("frames_per_s", "wait", "mfu"), values["seconds"]) | {"padding": padded}
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.sums[name] = self.sums.get(name, 0.0) + value * parts.get(name, 1.0)
+            self.weights[name] = self.weights.get(name, 0.0) + parts.get(name, 1.0)
 
     def note(self, **values: float | None) -> None:
         self.notes |= values
 
     def mean(self, name: str) -> float:
-        return self.sums.get(name, 0.0) / max(self.steps, 1)
+        """Of the steps: of rates and shares, that of all the seconds or padded frames together."""
+        return self.sums.get(name, 0.0) / max(self.weights.get(name, 0.0), 1e-8)
 
     def line(self) -> str:
         parts = [f"loss {self.mean('loss'):.4g}"]

@@ -239,12 +239,13 @@ class FoldTrainer:
         """Frames per second, padding share, loader wait and MFU of a step that began at ``start``."""
         lengths = torch.cat([batch.mask.sum(dim=1) for batch in work.group]).double()
         seconds, frames = time.perf_counter() - start + work.waited, float(lengths.sum())
-        flops = 3 * float((self.flops[0] * lengths + self.flops[1] * lengths**2).sum())
+        flops = float((self.flops[0] * lengths + self.flops[1] * lengths**2).sum())
         return {
             "frames_per_s": frames / seconds,
             "padding": 1 - frames / sum(batch.mask.numel() for batch in work.group),
             "wait": work.waited / seconds,
             "mfu": flops / seconds / self.ceiling,
+            "seconds": seconds,
         }
 
     def plan(self) -> list[list[tuple[int, int]]]:

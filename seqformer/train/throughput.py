@@ -1,6 +1,7 @@
 """How far a step is from what the device can do."""
 
 import copy
+import math
 import time
 from contextlib import nullcontext
 
@@ -30,11 +31,20 @@ def model_flops(model: nn.Module, batch: Batch) -> tuple[float, float]:
 def _step_flops(model: nn.Module, batch: Batch, frames: int) -> float:
     item = {name: _resized(tensor[:1], batch.axes.get(name, "T"), frames) for name, tensor in batch.inputs.items()}
     mask = torch.ones(1, frames, dtype=torch.bool, device="meta")
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+    formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
+    counter = FlopCounterMode(display=False, custom_mapping=formulas)
+    with counter, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
         found = model(item, mask)
         sum(logits.float().sum() for logits in found.values()).backward()
     model.zero_grad(set_to_none=True)
     return float(counter.get_total_flops())
+
+
+def _convolution_backward(grad_shape, x_shape, w_shape, *arguments, out_shape=None) -> int:
+    """Each gradient costs what the convolution does; torch's own formula forgets the groups of the weight's."""
+    transposed, wanted = arguments[4], arguments[7]
+    points = (x_shape if transposed else grad_shape)[2:]
+    return 2 * x_shape[0] * math.prod(points) * math.prod(w_shape) * sum(wanted[:2])
 
 
 def _resized(tensor: torch.Tensor, axes: str, frames: int) -> torch.Tensor:
