@@ -31,7 +31,7 @@ def relative_shift(score_BHTR: Tensor) -> Tensor:
         # The compiler fuses this copy away, knows no offset of a storage, and not by itself what R has to do with T.
         torch._check(R == 2 * T - 1)
         wide_BHRT = nn.functional.pad(score_BHTR, (1, 0)).view(B, H, 2 * T, T)
-        return wide_BHRT[:, :, 1:].reshape(B, H, T, 2 * T - 1)[..., :T].contiguous()
+        return wide_BHRT[:, :, 1:].reshape(B, H, T, 2 * T - 1)[..., :T]
     score_BHTR = score_BHTR.contiguous()
     return score_BHTR.as_strided((B, H, T, T), (H * T * R, T * R, R - 1, 1), score_BHTR.storage_offset() + T - 1)
 

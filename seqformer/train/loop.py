@@ -32,7 +32,7 @@ from seqformer.train.compile import bucket, compilations, compile_backbone, unco
 from seqformer.train.log import Meter, RunLog
 from seqformer.train.optim import averaged, learning_rate, make_optimizer
 from seqformer.train.teacher import Teacher
-from seqformer.train.throughput import matmul_speed, model_flops
+from seqformer.train.throughput import StepFlops, matmul_speed, model_flops
 
 MOST_SKIPPED = 20  # steps in a row without a finite gradient: then it is no accident
 
@@ -80,8 +80,9 @@ class FoldTrainer:
 
     def __init__(self, job: FoldJob, fabric: Fabric):
         self.job, self.fabric, self.config = job, fabric, job.config
-        self.model, self.optimizer = fabric.setup(job.model, make_optimizer(job.model, job.config.optim))
         train = job.config.train
+        optimizer = make_optimizer(job.model, job.config.optim, fused=train.precision != "fp16")
+        self.model, self.optimizer = fabric.setup(job.model, optimizer)
         self.average = averaged(job.model, train.ema or None) if train.ema or train.swa else None
         # What the frames of a batch are a multiple of. Compiled after the average has its copy, which is not.
         self.multiple = bucket(job.model.frontend, job.model.backbone) if train.compile else 1
@@ -94,7 +95,7 @@ class FoldTrainer:
         self.buffers = [buffer for name, buffer in job.model.named_buffers() if name in saved]
         self.before = [buffer.clone() for buffer in self.buffers]  # as they were before the running step
         self.budget = frame_budget(self.config.data, job.train.rate)
-        self.ceiling, self.flops = 0.0, (0.0, 0.0)
+        self.ceiling, self.flops = 0.0, StepFlops(0.0, 0.0, 0.0)
 
     @property
     def eval_model(self) -> SequenceModel:
@@ -237,9 +238,9 @@ class FoldTrainer:
 
     def measured(self, work: Work, start: float) -> dict[str, float]:
         """Frames per second, padding share, loader wait and MFU of a step that began at ``start``."""
-        lengths = torch.cat([batch.mask.sum(dim=1) for batch in work.group]).double()
-        seconds, frames = time.perf_counter() - start + work.waited, float(lengths.sum())
-        flops = float((self.flops[0] * lengths + self.flops[1] * lengths**2).sum())
+        lengths = [batch.mask.sum(dim=1) for batch in work.group]
+        seconds, frames = time.perf_counter() - start + work.waited, float(sum(each.sum() for each in lengths))
+        flops = sum(map(self.flops.of, lengths))
         return {
             "frames_per_s": frames / seconds,
             "padding": 1 - frames / sum(batch.mask.numel() for batch in work.group),

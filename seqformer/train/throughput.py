@@ -4,6 +4,7 @@ import copy
 import math
 import time
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -13,28 +14,43 @@ from torch.utils.flop_counter import FlopCounterMode
 from seqformer.batch import Batch
 
 
-def model_flops(model: nn.Module, batch: Batch) -> tuple[float, float]:
-    """(a, b): a training step over an item of T frames costs a T + b T^2 FLOPs, one multiply-add being two.
+class StepFlops(NamedTuple):
+    """FLOPs of a training step over a batch: ``a`` T + ``b`` T^2 of each item of T frames, and ``shared`` times the
+    longest T, of what all items have in common (the projected table of relative positions)."""
 
-    What the mathematics needs, forward and backward, of all but the loss: recomputation, and work on padding, are not
-    in it. Counted by torch at two lengths of the first item of a batch, in one forward and one backward, by the plain
-    operators on tensors that hold nothing: no kernel runs, and which one does in training does not change the count.
+    a: float
+    b: float
+    shared: float
+
+    def of(self, lengths: torch.Tensor) -> float:
+        """Of a batch with items of ``lengths`` (B,), without its padding."""
+        lengths = lengths.double()
+        return float((self.a * lengths + self.b * lengths**2).sum() + self.shared * lengths.max())
+
+
+def model_flops(model: nn.Module, batch: Batch) -> StepFlops:
+    """What the mathematics of a step needs, forward and backward, of all but the loss, one multiply-add being two.
+
+    Recomputation, and work on padding, are not in it. Counted by torch for one item like the batch's and for two, at
+    two lengths, by the plain operators on tensors that hold nothing: no kernel runs, and which one does in training
+    does not change the count.
     """
     frames = max(2, batch.mask.shape[1])
     plain = copy.deepcopy(model).to("meta").eval()  # a copy is not compiled
-    half, whole = (_step_flops(plain, batch, length) for length in (frames // 2, frames))
+    one, two = ([_step_flops(plain, batch, items, length) for length in (frames // 2, frames)] for items in (1, 2))
+    half, whole = two[0] - one[0], two[1] - one[1]
     lengths = torch.tensor([[f, f**2] for f in (frames // 2, frames)], dtype=torch.float64)
     a, b = torch.linalg.solve(lengths, torch.tensor([half, whole], dtype=torch.float64)).tolist()
-    return (a, b) if b > 0 else (whole / frames, 0.0)
+    return StepFlops(*((a, b) if b > 0 else (whole / frames, 0.0)), (one[1] - whole) / frames)
 
 
-def _step_flops(model: nn.Module, batch: Batch, frames: int) -> float:
-    item = {name: _resized(tensor[:1], batch.axes.get(name, "T"), frames) for name, tensor in batch.inputs.items()}
-    mask = torch.ones(1, frames, dtype=torch.bool, device="meta")
+def _step_flops(model: nn.Module, batch: Batch, items: int, frames: int) -> float:
+    inputs = {name: _resized(tensor, batch.axes.get(name, "T"), items, frames) for name, tensor in batch.inputs.items()}
+    mask = torch.ones(items, frames, dtype=torch.bool, device="meta")
     formulas = {torch.ops.aten.convolution_backward: _convolution_backward}
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     with counter, sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-        found = model(item, mask)
+        found = model(inputs, mask)
         sum(logits.float().sum() for logits in found.values()).backward()
     model.zero_grad(set_to_none=True)
     return float(counter.get_total_flops())
@@ -47,9 +63,9 @@ def _convolution_backward(grad_shape, x_shape, w_shape, *arguments, out_shape=No
     return 2 * x_shape[0] * math.prod(points) * math.prod(w_shape) * sum(wanted[:2])
 
 
-def _resized(tensor: torch.Tensor, axes: str, frames: int) -> torch.Tensor:
-    """As the tensor on the meta device, with so many frames."""
-    sizes = list(tensor.shape)
+def _resized(tensor: torch.Tensor, axes: str, items: int, frames: int) -> torch.Tensor:
+    """As the tensor on the meta device, with so many items and frames."""
+    sizes = [items, *tensor.shape[1:]]
     for axis, kind in enumerate(axes[: tensor.dim() - 1], start=1):
         sizes[axis] = frames if kind == "T" else sizes[axis]
     return torch.empty(sizes, dtype=tensor.dtype, device="meta")
