@@ -119,10 +119,14 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
         _announce(run, log)
         for done, name in enumerate(run.splits):
             log.progress("folds", done, len(run.splits))
-            if name in run.earlier:
-                train_fold(run, name, fabric, log)
-            else:
+            if name not in run.earlier:
                 log.say(f"fold {name}: finished before, skipped")
+                continue
+            started = time.perf_counter()
+            trainer = begin_fold(run, name, fabric, log)
+            for work in trainer.work():
+                trainer.step(work)
+            finish_fold(trainer.job, fabric, trainer.at, time.perf_counter() - started)
         log.progress("folds", len(run.splits), len(run.splits))
         return summarize(run.folder, run.config, log, write=first)
 
@@ -149,7 +153,11 @@ def _train_alone(plain: dict[str, Any], root: Path, quiet: bool, name: str) -> N
     plain = plain | {"folds": (plain.get("folds") or {}) | {"use": use}}
     run = open_run(plain, root, accept_changes=True)
     with RunLog(begin_log(run.log, name, run.places[name]), quiet, bars=False) as log:
-        train_fold(run, name, make_fabric(run.config.train), log, shared=True)
+        started, fabric = time.perf_counter(), make_fabric(run.config.train)
+        trainer = begin_fold(run, name, fabric, log, shared=True)
+        for work in trainer.work():
+            trainer.step(work)
+        finish_fold(trainer.job, fabric, trainer.at, time.perf_counter() - started)
 
 
 def _announce(run: OpenRun, log: RunLog) -> None:
@@ -157,11 +165,11 @@ def _announce(run: OpenRun, log: RunLog) -> None:
     log.say(f"{run.config.run}: {run.table.height} rows, {among}, in {run.folder}")
 
 
-def train_fold(run: OpenRun, name: str, fabric: Fabric, log: RunLog, shared: bool = False) -> None:
-    """Train a fold from its newest checkpoint and predict its rows; ``shared``: other folds train beside it."""
+def begin_fold(run: OpenRun, name: str, fabric: Fabric, log: RunLog, shared: bool = False) -> FoldTrainer:
+    """A fold ready to train, and its folder; ``shared``: other folds train beside it, what they share is written."""
     import polars
 
-    started, fold, earlier = time.perf_counter(), run.places[name], run.earlier[name]
+    fold, earlier = run.places[name], run.earlier[name]
     key = int(run.folds.max()) + 1 if name == "full" else int(name)
     job = prepare_fold(run.config, name, key, fold, run.table, *run.splits[name], log, earlier, run.extra[name])
     if fabric.global_rank == 0:
@@ -174,10 +182,7 @@ def train_fold(run: OpenRun, name: str, fabric: Fabric, log: RunLog, shared: boo
             seen = sorted(set().union(*(one.seen for one in earlier.values())))
             write_table(polars.DataFrame({"id": seen}), fold / INHERITED)
         write_file(fold / "targets.json", job.targets.to_json())
-    trainer = FoldTrainer(job, fabric)
-    for work in trainer.work():
-        trainer.step(work)
-    finish_fold(job, fabric, trainer.at, time.perf_counter() - started)
+    return FoldTrainer(job, fabric)
 
 
 def write_facts(run: OpenRun) -> None:
