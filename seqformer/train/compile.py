@@ -6,8 +6,9 @@ weights: it is compiled once, in a time that does not grow with the depth. Items
 of a batch are a multiple of ``bucket``, so that no length has a remainder of its own; promise P1 is why that may be.
 
 Off by default: torch 2.13's inductor, on a CPU, makes T a constant again in the backward of attention, and so compiles
-for every multiple of ``bucket``; what a GPU does was not tried. Also known to compile again: a batch of one item (sizes of 1 are never dynamic), and 16 or more after fewer (where torch
-changes its convolutions), so up to three times for each kind of block, and for each rate of ``drop_path``.
+for every multiple of ``bucket``; what it does on a GPU was not tried. Also known to compile again: a batch of one item
+(sizes of 1 are never dynamic), and 16 or more after fewer (where torch changes its convolutions), so up to three times
+for each kind of block, and for each rate of ``drop_path``.
 """
 
 from typing import Literal
