@@ -81,7 +81,7 @@ class FoldTrainer:
     def __init__(self, job: FoldJob, fabric: Fabric):
         self.job, self.fabric, self.config = job, fabric, job.config
         train = job.config.train
-        optimizer = make_optimizer(job.model, job.config.optim, fused=train.precision != "fp16")
+        optimizer = make_optimizer(job.model, job.config.optim, fused=self.scaler is None)
         self.model, self.optimizer = fabric.setup(job.model, optimizer)
         self.average = averaged(job.model, train.ema or None) if train.ema or train.swa else None
         # What the frames of a batch are a multiple of. Compiled after the average has its copy, which is not.
