@@ -102,13 +102,14 @@ def _interpolate(array: np.ndarray, positions: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(between), nearest, between)
 
 
-def collate(examples: list[Example]) -> Batch:
+def collate(examples: list[Example], multiple: int = 1) -> Batch:
     """Pad every ragged axis to its longest: inputs with 0, class targets with -1, value targets with NaN.
 
+    Frames are padded on to a ``multiple``, which changes nothing but how many different sizes batches have.
     Raises InputError naming the id when a time axis and the example's ``frames`` differ (a target may have no frame at
     all: nothing is scored), or when a fixed axis or the names of the fields differ from those of the first example.
     """
-    longest = max(example.frames for example in examples)
+    longest = -(-max(example.frames for example in examples) // multiple) * multiple
     lengths = torch.tensor([example.frames for example in examples])
     return Batch(
         ids=[example.id for example in examples],

@@ -50,6 +50,7 @@ class Folds:
     stratify: str | None = None
     valid: list[Any] | None = None
     use: int | str = "all"
+    parallel: int = 1  # folds trained at the same time on one device, see seqformer.train.parallel
     seed: int | None = None  # of the split; default: the run's, so that runs of several seeds share folds with one
 
 
@@ -134,6 +135,7 @@ class Train:
 
     epochs: int
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  # auto: bf16 (or fp16) on a GPU, fp32 on a CPU
+    compile: bool | Literal["graphs"] = False  # the backbone; graphs: as CUDA graphs, see seqformer.train.compile
     accumulate: int = 1
     clip: float = 1.0
     ema: float = 0.0  # decay of the averaged weights, 0 for none
@@ -285,6 +287,8 @@ def build_config(plain: dict[str, Any], where: str = "config") -> Run:
         _check_sampling(run.sampling, where)
     if run.train.swa and run.train.ema:
         raise InputError(f"{where}: train.swa and train.ema both average the weights; give one of them")
+    if run.folds.parallel > 1 and run.train.devices > 1:
+        raise InputError(f"{where}: folds.parallel is of folds on one device; train.devices is {run.train.devices}")
     if run.init_skip and run.init_from is None:
         raise InputError(f"{where}: init_skip needs init_from, the run to start from")
     if run.optim.warmup + run.optim.hold > 1:
@@ -328,6 +332,7 @@ _LIMITS = {
     **dict.fromkeys(("train.ema", "train.swa", "optim.betas"), _DECAY),
     **dict.fromkeys(("sampling.items", "sampling.until.epoch", "train.awp.size", "teacher.temperature"), _POSITIVE),
     **dict.fromkeys(("train.awp.from_epoch",), _NATURAL),
+    "folds.parallel": _POSITIVE,
     **dict.fromkeys(("teacher.weight",), _SHARE),
     **dict.fromkeys(("hmm.states", "hmm.beam"), _POSITIVE),
     "hmm.prior_scale": _NATURAL,

@@ -46,6 +46,9 @@ PARAMETERS = {
     "squeezeformer_m": (55_580_256, 55_647_776),
     "squeezeformer_ml": (124_959_744, 125_062_272),
     "squeezeformer_l": (236_171_520, 236_309_888),
+    # Ours: 192 = 4 x 48 and 320 = 4 x 80, with a head of D x 128 + 128 and two numbers of each of 2 D depth channels.
+    "squeezeformer_s_192": (17_798_784, 17_798_784 + 192 * 128 + 128 + 2 * 2 * 192 * 18),
+    "squeezeformer_m_320": (54_224_640, 54_224_640 + 320 * 128 + 128 + 2 * 2 * 320 * 20),
     "conformer_ctc_s": (8_711_136, 8_734_304),
     "conformer_ctc_m": (27_328_000, 27_369_088),
     "conformer_ctc_l": (121_436_160, 121_520_256),

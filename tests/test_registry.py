@@ -16,7 +16,7 @@ HEAD = {"name": "classify", "vocab": 2}
 
 
 def test_the_published_names_are_registered():
-    squeezeformers = [f"squeezeformer_{size}" for size in ("l", "m", "ml", "s", "sm", "xs")]
+    squeezeformers = [f"squeezeformer_{size}" for size in ("l", "m", "m_320", "ml", "s", "s_192", "sm", "xs")]
     assert seqformer.list_backbones("squeezeformer_*") == squeezeformers
     assert seqformer.list_backbones("conformer_ctc_?") == ["conformer_ctc_l", "conformer_ctc_m", "conformer_ctc_s"]
     # Every listed one can be made of in_dim alone; a family, whose size is to be given, is not listed.

@@ -22,7 +22,7 @@ def outcome(run: Path) -> dict:
     found = {
         str(path.relative_to(run)): path.read_bytes() for name in FOLD for path in sorted(run.glob(f"fold*/{name}"))
     }
-    timed = ("frames_per_s", "wait", "mfu")
+    timed = ("frames_per_s", "wait", "mfu", "seconds")
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     found["log"] = [{key: value for key, value in record.items() if key not in timed} for record in records]
     done = [json.loads(path.read_text()) for path in sorted(run.glob("fold*/done.json"))]

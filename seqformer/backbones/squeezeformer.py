@@ -10,6 +10,12 @@ Sizes as in the official repository; parameters of the encoder, measured there a
 | squeezeformer_m | 20 | 324 | 4 | 9 / 19 | 55,580,256 |
 | squeezeformer_ml | 18 | 512 | 8 | 8 / 17 | 124,959,744 |
 | squeezeformer_l | 22 | 640 | 8 | 10 / 21 | 236,171,520 |
+| squeezeformer_s_192 | 18 | 192 | 4 | 8 / 17 | 17,798,784 |
+| squeezeformer_m_320 | 20 | 320 | 4 | 9 / 19 | 54,224,640 |
+
+The last two are ours, not the paper's, and load no published weights: s and m at the next lower width whose rows, and
+heads of 48 and 80 in place of 49 and 81 channels, are whole multiples of 16 bytes in bfloat16, as a GPU's matrix units
+want them. The number in the name is the width, so that neither is taken for the published size.
 
 Where we differ from the official code, so that padding never changes a result: convolutions are padded on both sides
 and see zeros in place of padding, lengths are ceil(T / stride), BatchNorm counts real frames only, eps is 1e-5.
@@ -37,6 +43,11 @@ def squeezeformer_s(**changes) -> Encoder:
 
 
 @preset(Encoder)
+def squeezeformer_s_192(**changes) -> Encoder:
+    return squeezeformer_s(**(dict(dim=192) | changes))
+
+
+@preset(Encoder)
 def squeezeformer_sm(**changes) -> Encoder:
     return squeezeformer(**(dict(dim=256, depth=16, heads=4, reduce_at=7) | changes))
 
@@ -44,6 +55,11 @@ def squeezeformer_sm(**changes) -> Encoder:
 @preset(Encoder)
 def squeezeformer_m(**changes) -> Encoder:
     return squeezeformer(**(dict(dim=324, depth=20, heads=4, reduce_at=9) | changes))
+
+
+@preset(Encoder)
+def squeezeformer_m_320(**changes) -> Encoder:
+    return squeezeformer_m(**(dict(dim=320) | changes))
 
 
 @preset(Encoder)

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,9 +16,14 @@ from seqformer.errors import InputError
 
 
 def load_batches(
-    dataset, keys: Iterable, workers: int = 0, device: torch.device | None = None, prefetch: int = 2
+    dataset,
+    keys: Iterable,
+    workers: int = 0,
+    device: torch.device | None = None,
+    prefetch: int = 2,
+    multiple: int = 1,
 ) -> Iterator[Batch]:
-    """Batches of the examples at ``keys``, those of each batch as (items, 2), in order.
+    """Batches of the examples at ``keys``, those of each batch as (items, 2), in order; ``multiple`` as in collate.
 
     Keys are taken as batches are read, ``prefetch`` of them ahead by each worker: given those of one epoch after
     another, workers start once, and have begun an epoch when the one before it ends. With a ``device`` that is a GPU,
@@ -27,7 +33,8 @@ def load_batches(
     on_gpu = device is not None and device.type == "cuda"
     options = {"num_workers": workers, "pin_memory": on_gpu, "prefetch_factor": prefetch if workers else None}
     pairs = (list(map(tuple, np.asarray(batch).tolist())) for batch in keys)
-    loader = DataLoader(dataset, batch_sampler=pairs, collate_fn=collate, worker_init_fn=begin_worker, **options)
+    collated = partial(collate, multiple=multiple)
+    loader = DataLoader(dataset, batch_sampler=pairs, collate_fn=collated, worker_init_fn=begin_worker, **options)
     try:
         yield from copied_ahead(loader, device) if on_gpu else loader
     except InputError as error:  # a worker's arrives with its traceback as the message

@@ -10,10 +10,17 @@ WIDTH = 0.02  # of the lengths, as a share, within which batches are filled by u
 
 
 def plan_dataset(
-    dataset: Any, data: Any, epoch: int, seed: list[int] | None = None, world: int = 1, rows: np.ndarray | None = None
+    dataset: Any,
+    data: Any,
+    epoch: int,
+    seed: list[int] | None = None,
+    world: int = 1,
+    rows: np.ndarray | None = None,
+    multiple: int = 1,
 ) -> list[np.ndarray]:
     """``plan_batches`` of an epoch of a dataset, or of some ``rows`` of it, as the ``data`` section of a config says.
 
+    Lengths count as the next ``multiple`` of frames, where batches are padded to it.
     Raises InputError when the budget needs what the dataset does not know: a rate, or units to train on.
     """
     frames, units = dataset.frames(epoch), getattr(dataset, "units", None) if data.batch_units else None
@@ -21,6 +28,7 @@ def plan_dataset(
         raise InputError("data.batch_units needs a target of text, in a dataset that knows how many units each has")
     if rows is not None:
         frames, units = frames[rows], None if units is None else units[rows]
+    frames = -(-np.asarray(frames, dtype=np.int64) // multiple) * multiple
     budget, quadratic = frame_budget(data, dataset.rate), in_frames(data, data.quadratic or 0, dataset.rate)
     return plan_batches(frames, budget, data.max_items, seed, epoch, world, quadratic, units, data.batch_units)
 

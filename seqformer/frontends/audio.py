@@ -15,6 +15,7 @@ from seqformer.errors import InputError
 from seqformer.frontends.features import Features
 from seqformer.nn.mask import lengths_of, mask_of, stride_mask, zero_padding
 from seqformer.nn.paths import fast_on_cpu
+from seqformer.nn.precision import no_autocast
 from seqformer.registry import register
 
 
@@ -202,7 +203,7 @@ class LogMel(nn.Module):
     def forward(self, inputs: dict[str, Tensor], mask: Tensor) -> Features:
         x, frame_mask = zero_padding(inputs["x"].float(), mask), self._frame_mask(mask)
         # The logarithm of a bfloat16 power has two digits: features are float32 whatever the loop's autocast says.
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             x = self._log_mel(x, mask, frame_mask.shape[1])
             if self.top_db is not None:
                 peak = x.masked_fill(~frame_mask[..., None], -torch.inf).amax(dim=(1, 2), keepdim=True)

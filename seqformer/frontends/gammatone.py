@@ -16,6 +16,7 @@ from seqformer.errors import InputError
 from seqformer.frontends.audio import make_spec_augment, normalize_frames
 from seqformer.frontends.features import Features
 from seqformer.nn.mask import stride_mask, strided, zero_padding
+from seqformer.nn.precision import no_autocast
 from seqformer.registry import register
 
 ORDER = 4
@@ -99,7 +100,7 @@ class Gammatone(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor], mask: Tensor) -> Features:
         x, frame_mask = zero_padding(inputs["x"].float(), mask), stride_mask(mask, self.hop)
-        with torch.autocast(x.device.type, enabled=False):  # features are float32, as in logmel
+        with no_autocast(x):  # features are float32, as in logmel
             x = torch.cat([x[:, :1], x[:, 1:] - self.pre_emphasis * x[:, :-1]], dim=1)
             x = self._magnitudes(zero_padding(x, mask), frame_mask.shape[1]).clamp(min=self.floor)
             x = x.log() if self.compression == "log" else x.pow(0.1)

@@ -21,7 +21,8 @@ KEPT = 512  # frames up to which weights are kept for backward, not computed aga
 
 def fast_in_blocks(q: Tensor) -> bool:
     """Whether queries (B, T, H, K) are best taken in blocks."""
-    return q.shape[1] >= FEWEST and q.dtype in (torch.float32, torch.float64) and fast_on_cpu(q)
+    # The path first: a graph that is being traced must not depend on the number of frames.
+    return fast_on_cpu(q) and q.shape[1] >= FEWEST and q.dtype in (torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)

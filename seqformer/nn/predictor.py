@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqformer.nn.conv import DepthwiseConv
+from seqformer.nn.precision import no_autocast
 
 
 class LSTMPredictor(nn.Module):
@@ -22,7 +23,7 @@ class LSTMPredictor(nn.Module):
     def forward(self, units: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
         past = None if state is None else tuple(state.transpose(0, 1).contiguous().chunk(2))
         # Under CPU autocast torch asks for a bfloat16 LSTM, which many processors have none of.
-        with torch.autocast(units.device.type, enabled=False):
+        with no_autocast(units):
             y, (hidden, cell) = self.lstm(self.embedding(units), past)
         return y, torch.cat([hidden, cell]).transpose(0, 1)
 

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from seqformer.nn.precision import no_autocast
+
 
 class RandomProjectionQuantizer(nn.Module):
     """x (..., dim) -> the number of the nearest code (...), int64.
@@ -22,5 +24,5 @@ class RandomProjectionQuantizer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # The length of A x changes no order of cosines.
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             return (x.float() @ self.projection @ self.codes.T).argmax(dim=-1)

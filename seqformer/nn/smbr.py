@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from seqformer.nn.losses import LEAST, scored_classes, shares
+from seqformer.nn.precision import no_autocast
 
 NEVER = -1e30  # the log of a probability of 0, such that a difference of two is still a number
 BACK_OFF = 1.0  # pairs' worth of the shares of all units that is mixed into what follows a unit
@@ -60,7 +61,7 @@ class ExpectedGain(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, scores: Tensor, gain: Tensor, mask: Tensor, start: Tensor, step: Tensor, end: Tensor) -> Tensor:
-        with torch.autocast(scores.device.type, enabled=False):
+        with no_autocast(scores):
             start, move, end = start.to(scores), step.to(scores).exp(), end.to(scores)
             log_p, gained = _before(scores, gain, start, move)
             slope, total = torch.zeros_like(scores), scores.new_zeros(len(scores))

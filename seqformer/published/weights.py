@@ -97,7 +97,9 @@ def fit_weights(model: nn.Module, state: Mapping[str, Tensor], where: str, stric
     fitting = {name: value for name, value in state.items() if name in wanted and value.shape == wanted[name].shape}
     on_meta = any(value.is_meta for value in wanted.values())
     if on_meta:
-        fitting = {name: value.to(wanted[name].dtype, copy=True) for name, value in fitting.items()}
+        # Laid out as our own: a publisher's may be the transpose of theirs.
+        layout = {"copy": True, "memory_format": torch.contiguous_format}
+        fitting = {name: value.to(wanted[name].dtype, **layout) for name, value in fitting.items()}
     model.load_state_dict(fitting, strict=False, assign=on_meta)
 
 

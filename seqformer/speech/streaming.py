@@ -64,15 +64,13 @@ class Remembering(nn.Module):
         self.keep = strided(left, stride) * stride if left else 0  # whole strides, so that frames stay on their grid
         self.held: Tensor | None = None
 
-    def forward(self, x: Tensor, mask: Tensor, table: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, *given, **options) -> Tensor:
         full = x if self.held is None else torch.cat([self.held, x], dim=1)
         self.held = full[:, max(0, full.shape[1] - self.keep) :]
         mask = torch.ones(full.shape[:2], dtype=torch.bool, device=x.device)
-        if isinstance(self.inner, Attention):
-            table = None if table is None else sinusoid_table(full.shape[1], table.shape[1], full)
-            y = self.inner(full, mask, table)
-        else:
-            y = self.inner(full, mask)
+        if isinstance(self.inner, Attention) and given[0] is not None:  # the table of distances, of as many frames
+            given = sinusoid_table(full.shape[1], given[0].shape[1], full), *given[1:]
+        y = self.inner(full, mask, *given, **options)
         return y[:, y.shape[1] - strided(x.shape[1], self.stride) :]
 
 

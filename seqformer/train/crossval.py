@@ -1,10 +1,11 @@
-"""Cross-validation: train the folds of a run one after another, and put their out-of-fold predictions together."""
+"""Cross-validation: train the folds of a run, and put their out-of-fold predictions together."""
 
 import io
 import json
 import os
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,8 @@ from seqformer.train.fold import prepare_fold, trained
 from seqformer.train.log import RunLog
 from seqformer.train.loop import FoldJob, FoldTrainer, Position
 from seqformer.train.optim import check_optimizer
-from seqformer.train.stages import earlier_folds
+from seqformer.train.parallel import begin_log, gather_logs, train_in_parallel
+from seqformer.train.stages import EarlierFold, earlier_folds
 
 if TYPE_CHECKING:
     import polars
@@ -42,6 +44,7 @@ PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 # Keys that change how a run is carried out, not what comes out of it: a run goes on with other values of these.
 FREE = (
     "folds.use",
+    "folds.parallel",
     "data.workers",
     "data.prefetch",
     "train.device",
@@ -53,14 +56,31 @@ FREE = (
 )
 
 
-def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, quiet: bool = False) -> dict[str, Any]:
-    """Train the folds that a config asks for, skipping finished ones, and return what metrics.json holds.
+@dataclass(frozen=True)
+class OpenRun:
+    """A run whose config and manifest are sound: its table, fold of each row, and by fold name what a fold needs."""
 
-    Raises InputError on a faulty config or manifest, or a run folder made with another config or manifest, before
-    anything is written: the folder is made when the first fold is ready to train.
-    """
-    import polars
+    plain: dict[str, Any]
+    config: Run
+    table: "polars.DataFrame"
+    folds: np.ndarray
+    splits: dict[str, tuple[np.ndarray, np.ndarray]]  # rows to train on and to validate
+    extra: dict[str, "polars.DataFrame | None"]  # pseudo-labelled rows
+    earlier: dict[str, dict[str, EarlierFold]]  # of folds not finished
+    folder: Path
+    table_hash: str
 
+    @property
+    def places(self) -> dict[str, Path]:
+        return {name: self.folder / folder_of(name) for name in self.splits}
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.jsonl"
+
+
+def open_run(plain: dict[str, Any], root: Path, accept_changes: bool = False) -> OpenRun:
+    """Read and check what a run is made of; raises InputError as ``train_run`` does, and writes nothing."""
     config = build_config(plain)
     config = replace(config, train=replace(config.train, precision=resolve_precision(config.train)))
     check_parts(config)
@@ -72,7 +92,6 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
     labels = [(path, read_manifest(path)) for path in config.data.pseudo], table, folds
     by = config.folds.by if "group" in config.folds.kind else None
     extra = {name: pseudo_rows(*labels, name, main_head(config.head)[1], by) for name in splits}
-    fabric = make_fabric(config.train)
     folder, table_hash = root / config.run, manifest_hash(config.data.manifest, *config.data.pseudo)
     if not accept_changes:
         refuse_changes(folder, plain, table_hash)
@@ -82,35 +101,96 @@ def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, q
         for name, (_, valid) in splits.items()
         if not (places[name] / "done.json").exists()
     }
+    return OpenRun(plain, config, table, folds, splits, extra, earlier, folder, table_hash)
+
+
+def train_run(plain: dict[str, Any], root: Path, accept_changes: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Train the folds that a config asks for, skipping finished ones, and return what metrics.json holds.
+
+    Raises InputError on a faulty config or manifest, or a run folder made with another config or manifest, before
+    anything is written: the folder is made when the first fold is ready to train, of parallel ones when they start.
+    """
+    run = open_run(plain, root, accept_changes)
+    gather_logs(run.log, run.places)
+    if run.config.folds.parallel > 1 and len(run.earlier) > 1:
+        return _train_parallel(run, root, quiet)
+    fabric = make_fabric(run.config.train)
     first = fabric.global_rank == 0
-    with RunLog(folder / "log.jsonl" if first else None, quiet or not first) as log:
-        log.say(f"{config.run}: {table.height} rows, folds {', '.join(splits)} of {folds.max() + 1}, in {folder}")
-        for done, (name, (train, valid)) in enumerate(splits.items()):
-            log.progress("folds", done, len(splits))
-            fold = places[name]
-            if (fold / "done.json").exists():
+    with RunLog(run.log if first else None, quiet or not first) as log:
+        _announce(run, log)
+        for done, name in enumerate(run.splits):
+            log.progress("folds", done, len(run.splits))
+            if name not in run.earlier:
                 log.say(f"fold {name}: finished before, skipped")
                 continue
             started = time.perf_counter()
-            key = int(folds.max()) + 1 if name == "full" else int(name)
-            job = prepare_fold(config, name, key, fold, table, train, valid, log, earlier[name], extra[name])
-            if first:
-                fold.mkdir(parents=True, exist_ok=True)
-                write_file(folder / "manifest_hash", table_hash + "\n")
-                write_table(table.select("id").with_columns(fold=folds), folder / "folds.parquet")
-                write_file(folder / "config.yaml", write_config(plain))
-                if "pretrained" in config.backbone:
-                    write_file(fold / REMEMBERED, json.dumps(job.model.backbone.part, indent=1) + "\n")
-                if earlier[name] and not trained(fold):
-                    seen = sorted(set().union(*(one.seen for one in earlier[name].values())))
-                    write_table(polars.DataFrame({"id": seen}), fold / INHERITED)
-                write_file(fold / "targets.json", job.targets.to_json())
-            trainer = FoldTrainer(job, fabric)
+            trainer = begin_fold(run, name, fabric, log)
             for work in trainer.work():
                 trainer.step(work)
-            finish_fold(job, fabric, trainer.at, time.perf_counter() - started)
-        log.progress("folds", len(splits), len(splits))
-        return summarize(folder, config, log, write=first)
+            finish_fold(trainer.job, fabric, trainer.at, time.perf_counter() - started)
+        log.progress("folds", len(run.splits), len(run.splits))
+        return summarize(run.folder, run.config, log, write=first)
+
+
+def _train_parallel(run: OpenRun, root: Path, quiet: bool) -> dict[str, Any]:
+    """The folds of a run, some of them at a time; those that come to their end are kept when others fail."""
+    if "WORLD_SIZE" in os.environ:
+        raise InputError("folds.parallel trains a fold in one process; start it without torchrun, or set it to 1")
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_facts(run)
+    work = partial(_train_alone, run.plain, root, quiet)
+    with RunLog(run.log, quiet) as log:
+        _announce(run, log)
+        try:
+            train_in_parallel(work, list(run.earlier), run.config.folds.parallel, run.config.train.threads, log.say)
+        finally:
+            gather_logs(run.log, run.places)
+        return summarize(run.folder, run.config, log)
+
+
+def _train_alone(plain: dict[str, Any], root: Path, quiet: bool, name: str) -> None:
+    """One fold of several that train at the same time; what they share was checked and written before."""
+    use = name if name == "full" else int(name)
+    plain = plain | {"folds": (plain.get("folds") or {}) | {"use": use}}
+    run = open_run(plain, root, accept_changes=True)
+    with RunLog(begin_log(run.log, name, run.places[name]), quiet, bars=False) as log:
+        started, fabric = time.perf_counter(), make_fabric(run.config.train)
+        trainer = begin_fold(run, name, fabric, log, shared=True)
+        for work in trainer.work():
+            trainer.step(work)
+        finish_fold(trainer.job, fabric, trainer.at, time.perf_counter() - started)
+
+
+def _announce(run: OpenRun, log: RunLog) -> None:
+    among = f"folds {', '.join(run.splits)} of {run.folds.max() + 1}"
+    log.say(f"{run.config.run}: {run.table.height} rows, {among}, in {run.folder}")
+
+
+def begin_fold(run: OpenRun, name: str, fabric: Fabric, log: RunLog, shared: bool = False) -> FoldTrainer:
+    """A fold ready to train, and its folder; ``shared``: other folds train beside it, what they share is written."""
+    import polars
+
+    fold, earlier = run.places[name], run.earlier[name]
+    key = int(run.folds.max()) + 1 if name == "full" else int(name)
+    job = prepare_fold(run.config, name, key, fold, run.table, *run.splits[name], log, earlier, run.extra[name])
+    if fabric.global_rank == 0:
+        fold.mkdir(parents=True, exist_ok=True)
+        if not shared:
+            write_facts(run)
+        if "pretrained" in run.config.backbone:
+            write_file(fold / REMEMBERED, json.dumps(job.model.backbone.part, indent=1) + "\n")
+        if earlier and not trained(fold):
+            seen = sorted(set().union(*(one.seen for one in earlier.values())))
+            write_table(polars.DataFrame({"id": seen}), fold / INHERITED)
+        write_file(fold / "targets.json", job.targets.to_json())
+    return FoldTrainer(job, fabric)
+
+
+def write_facts(run: OpenRun) -> None:
+    """What the folds of a run share: its config, the manifest's hash, and the fold of each row."""
+    write_file(run.folder / "manifest_hash", run.table_hash + "\n")
+    write_table(run.table.select("id").with_columns(fold=run.folds), run.folder / "folds.parquet")
+    write_file(run.folder / "config.yaml", write_config(run.plain))
 
 
 def resolve_precision(train: Train) -> str:

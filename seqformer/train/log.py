@@ -17,15 +17,19 @@ from seqformer.checkpoint import write_file
 class RunLog:
     """Lines and bars of a run; a context manager. ``quiet`` keeps the file and drops the rest; no ``path``, no file.
 
+    ``bars`` False: lines only, where several processes share a terminal.
+
     The file is made by its first line, so that a run refused before has none.
     """
 
-    def __init__(self, path: Path | None, quiet: bool = False):
+    def __init__(self, path: Path | None, quiet: bool = False, bars: bool = True):
         self.path, self.file = path, None
         self.console = Console(quiet=quiet, highlight=False, soft_wrap=True)
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
         columns += [TimeRemainingColumn(), TextColumn("{task.fields[note]}")]
-        self.bar = Progress(*columns, console=self.console, transient=True, disable=quiet or not sys.stdout.isatty())
+        self.bar = Progress(
+            *columns, console=self.console, transient=True, disable=not bars or quiet or not sys.stdout.isatty()
+        )
         self.tasks: dict[str, Any] = {}
 
     def __enter__(self) -> "RunLog":
@@ -103,6 +107,7 @@ class Meter:
 
     def __init__(self):
         self.sums: dict[str, float] = {}
+        self.weights: dict[str, float] = {}
         self.notes: dict[str, float | None] = {}
         self.steps, self.skipped = 0, 0
         self.last: dict[str, float] = {}
@@ -115,14 +120,18 @@ class Meter:
             self.skipped += 1
             return
         self.steps += 1
+        padded = values["frames_per_s"] * values["seconds"] / max(1 - values["padding"], 1e-8)
+        parts = dict.fromkeys(("frames_per_s", "wait", "mfu"), values["seconds"]) | {"padding": padded}
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.sums[name] = self.sums.get(name, 0.0) + value * parts.get(name, 1.0)
+            self.weights[name] = self.weights.get(name, 0.0) + parts.get(name, 1.0)
 
     def note(self, **values: float | None) -> None:
         self.notes |= values
 
     def mean(self, name: str) -> float:
-        return self.sums.get(name, 0.0) / max(self.steps, 1)
+        """Of the steps: of rates and shares, that of all the seconds or padded frames together."""
+        return self.sums.get(name, 0.0) / max(self.weights.get(name, 0.0), 1e-8)
 
     def line(self) -> str:
         parts = [f"loss {self.mean('loss'):.4g}"]
@@ -130,8 +139,9 @@ class Meter:
         parts += [f"lr {self.last.get('lr', 0):.2e}", f"grad {self.mean('grad_norm'):.3g}"]
         parts += [f"{compact(self.mean('frames_per_s'))} frames/s"]
         parts += [f"{name} {self.mean(name):.1%}" for name in ("padding", "wait", "mfu")]
-        if self.sums.get("infeasible"):
-            parts.append(f"infeasible {self.sums['infeasible']:.0f}")
+        for name in ("infeasible", "recompiles"):
+            if self.sums.get(name):
+                parts.append(f"{name} {self.sums[name]:.0f}")
         if self.skipped:
             parts.append(f"skipped {self.skipped} steps")
         return "  ".join([*parts, f"{time.perf_counter() - self.start:.1f} s"])

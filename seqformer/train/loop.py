@@ -29,10 +29,11 @@ from seqformer.model import SequenceModel
 from seqformer.predict import main_head, predict_dataset, score, truth_of
 from seqformer.registry import lookup
 from seqformer.train.adversary import perturbed
+from seqformer.train.compile import bucket, compilations, compile_backbone, uncompiled
 from seqformer.train.log import Meter, RunLog
 from seqformer.train.optim import averaged, learning_rate, make_optimizer
 from seqformer.train.teacher import Teacher
-from seqformer.train.throughput import matmul_speed, model_flops
+from seqformer.train.throughput import StepFlops, matmul_speed, model_flops
 
 MOST_SKIPPED = 20  # steps in a row without a finite gradient: then it is no accident
 
@@ -80,9 +81,14 @@ class FoldTrainer:
 
     def __init__(self, job: FoldJob, fabric: Fabric):
         self.job, self.fabric, self.config = job, fabric, job.config
-        self.model, self.optimizer = fabric.setup(job.model, make_optimizer(job.model, job.config.optim))
         train = job.config.train
+        optimizer = make_optimizer(job.model, job.config.optim, fused=self.scaler is None)
+        self.model, self.optimizer = fabric.setup(job.model, optimizer)
         self.average = averaged(job.model, train.ema or None) if train.ema or train.swa else None
+        # What the frames of a batch are a multiple of. Compiled after the average has its copy, which is not.
+        self.multiple = bucket(job.model.frontend, job.model.backbone) if train.compile else 1
+        if train.compile:
+            compile_backbone(job.model.backbone, train.compile)
         if job.teacher:
             job.teacher.model.to(fabric.device)
         self.at, self.meter = Position(), Meter()
@@ -90,7 +96,7 @@ class FoldTrainer:
         self.buffers = [buffer for name, buffer in job.model.named_buffers() if name in saved]
         self.before = [buffer.clone() for buffer in self.buffers]  # as they were before the running step
         self.plan = functools.lru_cache(maxsize=2)(self.plan)  # the loader is an epoch ahead at most
-        self.ceiling, self.flops = 0.0, (0.0, 0.0)
+        self.ceiling, self.flops = 0.0, StepFlops(0.0, 0.0, 0.0)
 
     @property
     def eval_model(self) -> SequenceModel:
@@ -111,7 +117,8 @@ class FoldTrainer:
         at, train = self.at, self.config.train
         self.resume()
         data = self.config.data
-        loader = load_batches(self.job.train, self.keys(), data.workers, self.fabric.device, data.prefetch)
+        device, multiple = self.fabric.device, self.multiple
+        loader = load_batches(self.job.train, self.keys(), data.workers, device, data.prefetch, multiple)
         while not at.finished:
             self.meter, batches = Meter(), self.plan(at.epoch)
             self.model.train()
@@ -142,7 +149,7 @@ class FoldTrainer:
 
     def step(self, work: Work) -> dict[str, float]:
         """One optimiser step over the batches of a group; logs and returns its values."""
-        start, fabric, train = time.perf_counter(), self.fabric, self.config.train
+        start, fabric, train, compiled = time.perf_counter(), self.fabric, self.config.train, compilations()
         group, lr = work.group, learning_rate(work.share, self.config.optim)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = lr * parameters["lr_scale"]
@@ -169,6 +176,8 @@ class FoldTrainer:
         values = self.measured(work, start) | {
             "loss": self.all_ranks(float(loss)), "lr": lr, "grad_norm": float(norm), "infeasible": int(infeasible)
         }  # fmt: skip
+        if train.compile:
+            values["recompiles"] = compilations() - compiled
         self.meter.add(**values)
         self.job.log.record(fold=self.job.name, epoch=self.at.epoch, step=self.at.step, **values)
         return values
@@ -233,14 +242,15 @@ class FoldTrainer:
 
     def measured(self, work: Work, start: float) -> dict[str, float]:
         """Frames per second, padding share, loader wait and MFU of a step that began at ``start``."""
-        lengths = torch.cat([batch.mask.sum(dim=1) for batch in work.group]).double()
-        seconds, frames = time.perf_counter() - start + work.waited, float(lengths.sum())
-        flops = 3 * float((self.flops[0] * lengths + self.flops[1] * lengths**2).sum())
+        lengths = [batch.mask.sum(dim=1) for batch in work.group]
+        seconds, frames = time.perf_counter() - start + work.waited, float(sum(each.sum() for each in lengths))
+        flops = sum(map(self.flops.of, lengths))
         return {
             "frames_per_s": frames / seconds,
             "padding": 1 - frames / sum(batch.mask.numel() for batch in work.group),
             "wait": work.waited / seconds,
             "mfu": flops / seconds / self.ceiling,
+            "seconds": seconds,
         }
 
     def plan(self, epoch: int) -> list[np.ndarray]:
@@ -250,7 +260,7 @@ class FoldTrainer:
         rows = self.job.sampler(epoch) if self.job.sampler else np.arange(len(self.job.train))
         # A row drawn again is augmented as in an epoch that never comes, not as the first time.
         epochs = epoch + self.config.train.epochs * count_repeats(rows)
-        batches = plan_dataset(self.job.train, data, epoch, [seed, self.job.key], world, rows)
+        batches = plan_dataset(self.job.train, data, epoch, [seed, self.job.key], world, rows, self.multiple)
         return [np.stack([epochs[batch], rows[batch]], axis=1) for batch in batches[rank::world]]
 
     def keys(self) -> Iterator[np.ndarray]:
@@ -282,7 +292,7 @@ class FoldTrainer:
     def validate(self) -> None:
         """Score the fold's own rows; note the best, and stop when ``patience`` epochs brought no better."""
         at, train, job = self.at, self.config.train, self.job
-        with self.fabric.autocast():
+        with self.fabric.autocast(), uncompiled():
             predictions, loss = predict_dataset(self.eval_model, job.valid, job.targets, self.config.data, self.fabric)
         name, (head, column) = self.config.metric["name"], main_head(self.config.head)
         found = [predictions[head][str(row_id)] for row_id in job.valid.ids]
