@@ -69,7 +69,7 @@ lint: setup
 	$(BIN)/ruff format --check
 
 bench: setup
-	$(BIN)/python -m benchmarks.encoders
+	$(BIN)/python -m seqformer bench
 	$(BIN)/python -m benchmarks.streaming
 
 clean:

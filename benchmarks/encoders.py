@@ -1,84 +1,90 @@
-"""Milliseconds of the encoders, forward and training step, interleaved so that a busy machine is busy for all of them.
+"""Encoders: forward in eval mode, forward and backward in train mode, over batch and length, and the memory of both."""
 
-The depthwise convolution is timed beside ``conv1d``, the way it is usually written.
-``make bench`` or ``python -m benchmarks.encoders squeezeformer_s conformer_ctc_s --batch 8 --frames 1000``.
-"""
-
-import argparse
-import statistics
-import time
+from collections.abc import Callable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.encoder_peers import PEERS, Size, padding_error
+from benchmarks.measure import Case
+from benchmarks.setting import Setting
 from seqformer import create_backbone
+from seqformer.nn.attention import Attention
 from seqformer.nn.conv import DepthwiseConv
 
-
-def milliseconds(step, device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - start)
+IN_DIM = 80
 
 
-def encoder_steps(name: str, batch: int, frames: int, device: str) -> dict[str, object]:
-    backbone = create_backbone(name, in_dim=80).to(device)
-    x = torch.randn(batch, frames, 80, device=device)
-    mask = torch.ones(batch, frames, dtype=torch.bool, device=device)
+class Ours(nn.Module):
+    """x (B, T, F), lengths (B,) -> (B, T', D), as a peer is called."""
 
+    def __init__(self, name: str, **changes):
+        super().__init__()
+        self.backbone = create_backbone(name, in_dim=IN_DIM, **changes)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return self.backbone(x, torch.arange(x.shape[1], device=x.device) < lengths[:, None])[0]
+
+
+def size_of(backbone: nn.Module) -> Size:
+    """What peers have to match, read off a backbone; one that never halves its rate leaves that to the middle."""
+    heads = next(part.heads for part in backbone.modules() if isinstance(part, Attention))
+    kernel = max(part.kernel for part in backbone.modules() if isinstance(part, DepthwiseConv))
+    depth = len(backbone.blocks)
+    return Size(IN_DIM, backbone.dim, depth, heads, kernel, (backbone.reduce_at or [depth // 2])[0])
+
+
+def cases(setting: Setting) -> Iterator[list[Case]]:
+    for name in setting.backbones:
+        torch.manual_seed(0)
+        ours = Ours(name, **(dict(dim=16, depth=3, reduce_at=1) if setting.quick else {}))
+        peers = setting.built(PEERS, size_of(ours.backbone))
+        models = {f"seqformer {name}": ours, **peers}
+        models = {who: model.to(setting.device) for who, model in models.items()}
+        errors = {who: padding_error(model.eval(), IN_DIM, setting.device) for who, model in models.items()}
+        for kind, shapes in (("forward", setting.shapes), ("training", setting.train_shapes)):
+            for batch, frames in shapes:
+                yield [
+                    encoder_case(model, who, f"{kind} {batch} x {frames}", kind, batch, frames, setting, errors[who])
+                    for who, model in models.items()
+                ]
+
+
+def encoder_case(
+    model: nn.Module, who: str, what: str, kind: str, batch: int, frames: int, setting: Setting, pad_err: float
+) -> Case:
+    x = torch.randn(batch, frames, IN_DIM, generator=torch.Generator().manual_seed(0)).to(setting.device)
+    lengths = torch.full((batch,), frames, device=setting.device)
+
+    @torch.no_grad()
     def forward() -> None:
-        backbone.eval()
-        with torch.no_grad():
-            backbone(x, mask)
+        model.eval()
+        with setting.autocast():
+            model(x, lengths)
 
-    def train() -> None:
-        backbone.train()
-        backbone(x, mask)[0].square().mean().backward()
-        backbone.zero_grad(set_to_none=True)
+    def training() -> None:
+        model.train()
+        with setting.autocast():
+            y = model(x, lengths)
+        y.float().square().mean().backward()
+        model.zero_grad(set_to_none=True)
 
-    return {"forward": forward, "train": train}
-
-
-def convolution_steps(batch: int, frames: int, dim: int, device: str) -> dict[str, object]:
-    ours = DepthwiseConv(dim, 31).to(device)
-    usual = nn.Conv1d(dim, dim, 31, padding=15, groups=dim).to(device)
-    x = torch.randn(batch, frames, dim, device=device)
-    mask = torch.ones(batch, frames, dtype=torch.bool, device=device)
-    return {
-        "ours": lambda: ours(x, mask).square().mean().backward(),
-        "conv1d": lambda: usual(x.transpose(1, 2)).square().mean().backward(),
-    }
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=["squeezeformer_xs", "squeezeformer_s", "conformer_ctc_s"])
-    for option, default in (("--batch", 8), ("--frames", 1000), ("--rounds", 5), ("--threads", 1)):
-        parser.add_argument(option, type=int, default=default)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    steps = {
-        (name, kind): step
-        for name in options.names
-        for kind, step in encoder_steps(name, options.batch, options.frames, device).items()
-    }
-    width = (options.batch, options.frames // 4, 392)
-    steps |= {(f"depthwise {width}", kind): step for kind, step in convolution_steps(*width, device).items()}
-    found = {key: [] for key in steps}
-    for round_number in range(options.rounds + 1):
-        for key, step in steps.items():
-            taken = milliseconds(step, device)
-            if round_number:  # the first round warms up
-                found[key].append(taken)
-    print(f"{device}, {options.threads} threads, {options.batch} x {options.frames} frames, {options.rounds} rounds")
-    for (name, kind), taken in found.items():
-        print(f"{name:28} {kind:8} {statistics.median(taken):9.1f} ms  ({min(taken):.1f} - {max(taken):.1f})")
+    return Case(
+        what,
+        who,
+        forward if kind == "forward" else training,
+        count=batch * frames / 100,
+        unit="x real time",
+        flops=(1 if kind == "forward" else 3) * count_flops(forward),
+        pad_err=pad_err,
+        peak=True,
+    )
 
 
-if __name__ == "__main__":
-    main()
+def count_flops(call: Callable[[], object]) -> float:
+    """Floating point operations of products and convolutions, 2 for a multiplication and addition."""
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted
+        call()
+    return float(counter.get_total_flops())

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from seqformer.cli.bench import bench
 from seqformer.cli.decoder import with_decoder
 from seqformer.cli.download import download
 from seqformer.cli.lm import app as lm_app
@@ -19,6 +20,7 @@ from seqformer.errors import InputError, nearest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(lm_app, name="lm")
+app.command()(bench)
 app.command()(download)
 app.command()(index_tar)
 app.command()(student)
