@@ -7,11 +7,13 @@ is. Attention dropout and layer drop are off, as they are in ours; the other dro
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import stand_ins
+from benchmarks.passes import real
 from seqformer.timm_import import import_timm
 
 
@@ -52,23 +54,15 @@ class Stack(nn.Module):
         return self.linear(x.reshape(x.shape[0], x.shape[1] // 4, -1))
 
 
-def real(x: Tensor, lengths: Tensor) -> Tensor:
-    """mask (B, T), True = real frame."""
-    return torch.arange(x.shape[1], device=x.device) < lengths[:, None]
-
-
-def nemo(name: str) -> type:
-    """A class of ``nemo.collections.asr.modules``, by stand-ins for the rest of NeMo where it is not all there."""
+def nemo_file(name: str) -> ModuleType:
+    """A file of ``nemo.collections.asr``, with stand-ins for the rest of NeMo where that is not all there."""
     if importlib.util.find_spec("nemo") is not None and importlib.util.find_spec("lightning") is None:
-        from benchmarks.stand_ins import install
-
-        install()
-    file = {"SqueezeformerEncoder": "squeezeformer_encoder", "ConformerEncoder": "conformer_encoder"}[name]
-    return getattr(importlib.import_module(f"nemo.collections.asr.modules.{file}"), name)
+        stand_ins.install()
+    return importlib.import_module(f"nemo.collections.asr.{name}")
 
 
 def nemo_squeezeformer(size: Size) -> Peer:
-    encoder = nemo("SqueezeformerEncoder")(
+    encoder = nemo_file("modules.squeezeformer_encoder").SqueezeformerEncoder(
         feat_in=size.in_dim, n_layers=size.depth, d_model=size.dim, n_heads=size.heads, conv_kernel_size=size.kernel,
         time_reduce_idx=size.reduce_at, time_recovery_idx=size.depth - 1,
     )  # fmt: skip
@@ -76,7 +70,7 @@ def nemo_squeezeformer(size: Size) -> Peer:
 
 
 def nemo_conformer(size: Size) -> Peer:
-    encoder = nemo("ConformerEncoder")(
+    encoder = nemo_file("modules.conformer_encoder").ConformerEncoder(
         feat_in=size.in_dim, n_layers=size.depth, d_model=size.dim, n_heads=size.heads, conv_kernel_size=size.kernel,
         subsampling="dw_striding", subsampling_factor=4, dropout_att=0.0, use_pytorch_sdpa=True,
     )  # fmt: skip
@@ -106,19 +100,87 @@ def parakeet(size: Size) -> Peer:
     return Peer(ParakeetEncoder(config), lambda it, x, n: it(x, attention_mask=real(x, n)).last_hidden_state)
 
 
+def wav2vec2_bert(size: Size) -> Peer:
+    import_timm()
+    from transformers import Wav2Vec2BertConfig
+    from transformers.models.wav2vec2_bert.modeling_wav2vec2_bert import Wav2Vec2BertEncoder
+
+    config = Wav2Vec2BertConfig(
+        hidden_size=size.dim, num_hidden_layers=size.depth, num_attention_heads=size.heads,
+        intermediate_size=4 * size.dim, conv_depthwise_kernel_size=size.kernel, layerdrop=0.0,
+        hidden_dropout=0.1, activation_dropout=0.1, attention_dropout=0.0,
+    )  # fmt: skip
+    config._attn_implementation = "sdpa"
+    return Peer(Wav2Vec2BertEncoder(config), masked_states, Stack(size.in_dim, size.dim))
+
+
+def wav2vec2_conformer(size: Size) -> Peer:
+    import_timm()
+    from transformers import Wav2Vec2ConformerConfig
+    from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import Wav2Vec2ConformerEncoder
+
+    config = Wav2Vec2ConformerConfig(
+        hidden_size=size.dim, num_hidden_layers=size.depth, num_attention_heads=size.heads,
+        intermediate_size=4 * size.dim, conv_depthwise_kernel_size=size.kernel, layerdrop=0.0, hidden_act="swish",
+        attention_dropout=0.0, num_conv_pos_embedding_groups=1, num_conv_pos_embeddings=1,  # unused, but made
+    )  # fmt: skip
+    config._attn_implementation = "sdpa"
+    return Peer(Wav2Vec2ConformerEncoder(config), masked_states, Stack(size.in_dim, size.dim))
+
+
+def masked_states(encoder: nn.Module, x: Tensor, lengths: Tensor) -> Tensor:
+    return encoder(x, attention_mask=real(x, lengths)).last_hidden_state
+
+
+def speechbrain_conformer(size: Size) -> Peer:
+    from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
+    from speechbrain.nnet.attention import RelPosEncXL
+
+    encoder = ConformerEncoder(size.depth, size.dim, 4 * size.dim, size.heads, size.kernel, dropout=0.1)
+    encoder.positions = RelPosEncXL(size.dim)
+    return Peer(
+        encoder,
+        lambda it, x, n: it(x, src_key_padding_mask=~real(x, n), pos_embs=it.positions(x))[0],
+        Stack(size.in_dim, size.dim),
+    )
+
+
+def torchaudio_conformer(size: Size) -> Peer:
+    from torchaudio.models.conformer import Conformer
+
+    encoder = Conformer(size.dim, size.heads, 4 * size.dim, size.depth, size.kernel, dropout=0.1)
+    return Peer(encoder, lambda it, x, n: it(x, n)[0], Stack(size.in_dim, size.dim))
+
+
+def espnet_conformer(size: Size) -> Peer:
+    from espnet2.asr.encoder.conformer_encoder import ConformerEncoder
+
+    encoder = ConformerEncoder(
+        size.in_dim, size.dim, size.heads, 4 * size.dim, size.depth, macaron_style=True, rel_pos_type="latest",
+        cnn_module_kernel=size.kernel,
+    )  # fmt: skip
+    return Peer(encoder, lambda it, x, n: it(x, n)[0])
+
+
+def lucidrains_conformer(size: Size) -> Peer:
+    from conformer import Conformer
+
+    encoder = Conformer(
+        size.dim, depth=size.depth, dim_head=size.dim // size.heads, heads=size.heads, conv_kernel_size=size.kernel,
+        attn_dropout=0.0, ff_dropout=0.1, conv_dropout=0.1, conv_expansion_factor=1,
+    )  # fmt: skip
+    return Peer(encoder, lambda it, x, n: it(x), Stack(size.in_dim, size.dim))
+
+
 PEERS = {
     "NeMo Squeezeformer": nemo_squeezeformer,
     "NeMo Conformer": nemo_conformer,
     "upskyy Squeezeformer": upskyy_squeezeformer,
     "transformers Parakeet": parakeet,
+    "transformers Wav2Vec2-BERT": wav2vec2_bert,
+    "transformers Wav2Vec2-Conformer": wav2vec2_conformer,
+    "speechbrain Conformer": speechbrain_conformer,
+    "torchaudio Conformer": torchaudio_conformer,  # no positions
+    "espnet Conformer": espnet_conformer,
+    "lucidrains Conformer": lucidrains_conformer,  # takes no mask
 }
-
-
-@torch.no_grad()
-def padding_error(run: Callable[[Tensor, Tensor], Tensor], in_dim: int, device: str, frames: int = 200) -> float:
-    """Relative change of an item's frames when it is batched with one twice as long, padded with zeros."""
-    x = torch.randn(2, 2 * frames, in_dim, generator=torch.Generator().manual_seed(1)).to(device)
-    x[0, frames:] = 0
-    lengths = torch.tensor([frames, 2 * frames], device=device)
-    alone, together = run(x[:1, :frames], lengths[:1])[0], run(x, lengths)[0]
-    return float((together[: len(alone)] - alone).norm() / alone.norm())

@@ -1,20 +1,20 @@
-"""Encoders: forward in eval mode, forward and backward in train mode, over batch and length, and the memory of both."""
+"""Encoders, over batch and length."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.encoder_peers import PEERS, Size, padding_error
+from benchmarks.encoder_peers import PEERS, Size
 from benchmarks.measure import Case
+from benchmarks.passes import Runner, drawn, padding_errors, passes, real
 from benchmarks.setting import Setting
-from seqformer import create_backbone
+from seqformer import InputError, create_backbone
 from seqformer.nn.attention import Attention
 from seqformer.nn.conv import DepthwiseConv
 
 IN_DIM = 80
+TINY = {"dim": 16, "depth": 3, "reduce_at": 1}
 
 
 class Ours(nn.Module):
@@ -25,12 +25,22 @@ class Ours(nn.Module):
         self.backbone = create_backbone(name, in_dim=IN_DIM, **changes)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        return self.backbone(x, torch.arange(x.shape[1], device=x.device) < lengths[:, None])[0]
+        return self.backbone(x, real(x, lengths))[0]
+
+
+def encoders(name: str, setting: Setting) -> dict[str, nn.Module]:
+    """Ours, and every peer that can be had at its size; all called as model(x (B, T, F), lengths (B,))."""
+    torch.manual_seed(0)
+    ours = Ours(name, **(TINY if setting.quick else {}))
+    models = {f"seqformer {name}": ours} | setting.built(PEERS, size_of(ours.backbone))
+    return {who: model.to(setting.device) for who, model in models.items()}
 
 
 def size_of(backbone: nn.Module) -> Size:
     """What peers have to match, read off a backbone; one that never halves its rate leaves that to the middle."""
-    heads = next(part.heads for part in backbone.modules() if isinstance(part, Attention))
+    heads = next((part.heads for part in backbone.modules() if isinstance(part, Attention)), None)
+    if heads is None or not hasattr(backbone, "blocks"):
+        raise InputError(f"bench compares Squeezeformers and Conformers, not a {type(backbone).__name__}")
     kernel = max(part.kernel for part in backbone.modules() if isinstance(part, DepthwiseConv))
     depth = len(backbone.blocks)
     return Size(IN_DIM, backbone.dim, depth, heads, kernel, (backbone.reduce_at or [depth // 2])[0])
@@ -38,53 +48,14 @@ def size_of(backbone: nn.Module) -> Size:
 
 def cases(setting: Setting) -> Iterator[list[Case]]:
     for name in setting.backbones:
-        torch.manual_seed(0)
-        ours = Ours(name, **(dict(dim=16, depth=3, reduce_at=1) if setting.quick else {}))
-        peers = setting.built(PEERS, size_of(ours.backbone))
-        models = {f"seqformer {name}": ours, **peers}
-        models = {who: model.to(setting.device) for who, model in models.items()}
-        errors = {who: padding_error(model.eval(), IN_DIM, setting.device) for who, model in models.items()}
+        models = encoders(name, setting)
+        errors = padding_errors({who: model.eval() for who, model in models.items()}, IN_DIM, setting)
         for kind, shapes in (("forward", setting.shapes), ("training", setting.train_shapes)):
             for batch, frames in shapes:
-                yield [
-                    encoder_case(model, who, f"{kind} {batch} x {frames}", kind, batch, frames, setting, errors[who])
-                    for who, model in models.items()
-                ]
-
-
-def encoder_case(
-    model: nn.Module, who: str, what: str, kind: str, batch: int, frames: int, setting: Setting, pad_err: float
-) -> Case:
-    x = torch.randn(batch, frames, IN_DIM, generator=torch.Generator().manual_seed(0)).to(setting.device)
-    lengths = torch.full((batch,), frames, device=setting.device)
-
-    @torch.no_grad()
-    def forward() -> None:
-        model.eval()
-        with setting.autocast():
-            model(x, lengths)
-
-    def training() -> None:
-        model.train()
-        with setting.autocast():
-            y = model(x, lengths)
-        y.float().square().mean().backward()
-        model.zero_grad(set_to_none=True)
-
-    return Case(
-        what,
-        who,
-        forward if kind == "forward" else training,
-        count=batch * frames / 100,
-        unit="x real time",
-        flops=(1 if kind == "forward" else 3) * count_flops(forward),
-        pad_err=pad_err,
-        peak=True,
-    )
-
-
-def count_flops(call: Callable[[], object]) -> float:
-    """Floating point operations of products and convolutions, 2 for a multiplication and addition."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted
-        call()
-    return float(counter.get_total_flops())
+                lengths = torch.full((batch,), frames, device=setting.device)
+                runners = {
+                    who: Runner(models[who], lambda it, x, lengths=lengths: it(x, lengths), error)
+                    for who, error in errors.items()
+                }
+                rate = {"count": batch * frames / 100, "unit": "x real time"}
+                yield passes(kind, f"{batch} x {frames}", runners, drawn(batch, frames, IN_DIM), setting, **rate)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from benchmarks.setting import Setting
+
 LEAST_SECONDS = 0.02  # a shorter call is repeated until it takes so long, and what one takes is their mean
 
 
@@ -36,7 +38,8 @@ class Case:
     bytes: float = 0.0
     pad_err: float | None = None
     peak: bool = False
-    wall: bool = False  # other processes do the work: only the wall's time counts
+    wall: bool = False  # a disk or other processes do the work: only the wall's time counts
+    before: Callable[[], object] | None = None  # done before each call, untimed; then a call is never repeated
     note: str = ""
 
 
@@ -79,23 +82,29 @@ def seconds_of(call: Callable[[], object], device: str, wall: bool, loops: int =
     return (first.elapsed_time(last) / 1000 if events else clock() - began) / loops
 
 
-def in_turns(cases: Sequence[Case], rounds: int, device: str, seed: int = 0) -> list[list[float]]:
-    """Seconds of each case in each round, after one to warm up, which also tells how often a short call is repeated."""
-    loops = []
-    for case in cases:
-        once = seconds_of(case.call, device, case.wall)
-        if once < LEAST_SECONDS:  # it may have been slow for being the first
-            once = seconds_of(case.call, device, case.wall)
-        loops.append(max(1, round(LEAST_SECONDS / max(once, 1e-7))))
+def in_turns(cases: Sequence[Case], loops: Sequence[int], rounds: int, device: str, seed: int = 0) -> list[list[float]]:
+    """Seconds of a call of each case in each round, within which it is repeated ``loops`` times."""
     found, order = [[] for _ in cases], random.Random(seed)
     for _ in range(rounds):
+        gc.collect()
         for index in order.sample(range(len(cases)), len(cases)):
-            gc.collect()
+            if cases[index].before is not None:
+                cases[index].before()
             found[index].append(seconds_of(cases[index].call, device, cases[index].wall, loops[index]))
     return found
 
 
-def ceilings(device: str, dtype: torch.dtype = torch.float32, size: int = 1024, megabytes: int = 128) -> list[Case]:
+def repeats(case: Case, setting: Setting) -> int:
+    """How often a case is repeated within a round; this calls it once or twice, which warms it up."""
+    once = seconds_of(case.call, setting.device, case.wall)
+    if setting.quick or case.before is not None:
+        return 1
+    if once < LEAST_SECONDS:  # it may have been slow for being the first
+        once = seconds_of(case.call, setting.device, case.wall)
+    return max(1, round(LEAST_SECONDS / max(once, 1e-7)))
+
+
+def ceilings(device: str, dtype: torch.dtype, size: int, megabytes: int) -> list[Case]:
     """The two things that hardware is made for, by the library that torch takes for them as the process is set."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     given = torch.zeros(megabytes * 2**18, device=device)  # of 4 bytes each
@@ -106,14 +115,22 @@ def ceilings(device: str, dtype: torch.dtype = torch.float32, size: int = 1024, 
     ]
 
 
-def compare(part: str, cases: Sequence[Case], rounds: int, device: str, dtype: torch.dtype) -> tuple[list[Row], dict]:
-    """Rows of cases that do the same work, ours first, and the ceilings found among them."""
-    best = ceilings(device, dtype)
-    times = in_turns([*cases, *best], rounds, device)
+def compare(part: str, cases: Sequence[Case], setting: Setting) -> tuple[list[Row], dict]:
+    """Rows of cases that do the same work, ours first, and the ceilings found among them.
+
+    A peer that fails when it is first called is left out.
+    """
+    loops = [repeats(cases[0], setting)]
+    loops += [setting.tried(case.who, lambda case=case: repeats(case, setting)) for case in cases[1:]]
+    cases, loops = zip(*((case, count) for case, count in zip(cases, loops, strict=True) if count), strict=True)
+    best = ceilings(setting.device, setting.dtype, *((64, 1) if setting.quick else (1024, 128)))
+    every = [*cases, *best], [*loops, *(repeats(case, setting) for case in best)]
+    times = in_turns(*every, setting.rounds, setting.device)
     gemm, copy = (statistics.median(taken) for taken in times[-2:])
     ceiling = {"gemm_gflops": best[0].flops / gemm / 1e9, "copy_gbytes": best[1].bytes / copy / 1e9}
-    peaks = [peak_bytes(case.call, device) if case.peak else None for case in cases]
-    return rows_of(part, cases, times, peaks, ceiling), ceiling
+    gc.collect()  # what is freed in a call is to be of that call
+    peaks = [peak_bytes(case.call, setting.device) if case.peak else None for case in cases]
+    return rows_of(part, cases, times[: len(cases)], peaks, ceiling), ceiling
 
 
 def rows_of(
@@ -121,7 +138,7 @@ def rows_of(
 ) -> list[Row]:
     """Medians, spread, ratios to the first case and shares of the ceilings."""
     rows = []
-    for case, taken, peak in zip(cases, times, peaks, strict=False):
+    for case, taken, peak in zip(cases, times, peaks, strict=True):
         median = statistics.median(taken)
         rows.append(
             Row(
@@ -158,7 +175,6 @@ def peak_bytes(call: Callable[[], object], device: str) -> float:
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or each use of the profiler writes two lines
-    gc.collect()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         call()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]

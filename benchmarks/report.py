@@ -1,5 +1,6 @@
 """A run of the benchmarks: its parts, a JSON file of all that was found, and tables for a README."""
 
+import gc
 import importlib
 import json
 import platform
@@ -14,24 +15,29 @@ import torch
 from benchmarks.measure import Row, compare
 from benchmarks.setting import Setting
 
-# name -> the file beside this one with ``cases(setting)``, which gives lists of cases to compare
-PARTS = {"encoders": "encoders"}
+# Each is a file beside this one, whose ``cases(setting)`` gives lists of cases to compare.
+PARTS = (
+    "encoders", "attention", "depthwise", "norms", "logmel", "ctc", "transducer", "decode", "wer", "audio", "pipeline",
+    "step", "streaming",
+)  # fmt: skip
 
 
 def measure(parts: Sequence[str], setting: Setting, say: Callable[[str], None] = print) -> dict:
-    """All that a JSON of a run holds; each table is said as soon as it is there. Raises KeyError on an unknown part."""
+    """All that a JSON of a run holds; each table is said as soon as it is there."""
     torch.set_num_threads(setting.threads)
     rows: list[Row] = []
     found = about(setting) | {"parts": list(parts), "ceilings": [], "absent": setting.absent}
     say(
         f"{found['device']}, {setting.threads} threads, {setting.precision}, torch {torch.__version__}, {found['date']}"
     )
+    gc.freeze()  # what is there by now need not be searched for garbage before every round
     for part in parts:
-        for cases in importlib.import_module(f"benchmarks.{PARTS[part]}").cases(setting):
-            new, ceiling = compare(part, cases, setting.rounds, setting.device, setting.dtype)
+        for cases in importlib.import_module(f"benchmarks.{part}").cases(setting):
+            new, ceiling = compare(part, cases, setting)
             found["ceilings"].append({"part": part, "what": cases[0].what} | ceiling)
             rows += new
             say(f"\n{table(new)}")
+    gc.unfreeze()
     found["rows"] = [asdict(row) for row in rows]
     return found
 
@@ -39,17 +45,25 @@ def measure(parts: Sequence[str], setting: Setting, say: Callable[[str], None] =
 def about(setting: Setting) -> dict:
     """Where and when, and by what."""
     root = Path(__file__).parents[1]
-    git = subprocess.run(["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True)
+    asked = {name: value for name, value in vars(setting).items() if name not in ("absent", "manifest")}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "device": torch.cuda.get_device_name() if setting.device == "cuda" else processor(),
         "threads": setting.threads,
-        "rounds": setting.rounds,
-        "precision": setting.precision,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "git": git.stdout.strip() if git.returncode == 0 else None,
+        "git": revision(root),
+        "setting": asked | {"manifest": setting.manifest and str(setting.manifest)},
     }
+
+
+def revision(folder: Path) -> str | None:
+    """The commit of a checkout, and whether it was changed since; None where git knows nothing of it."""
+    command = ["git", "-C", folder, "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def processor() -> str:
@@ -65,10 +79,10 @@ def table(rows: Sequence[Row]) -> str:
     """Markdown, with the columns of which there is something to say."""
     shown = {
         f"{rows[0].part}: {rows[0].what}": lambda row: row.who,
-        "ms": lambda row: f"{row.ms:,.3g}" if row.ms < 100 else f"{row.ms:,.0f}",
+        "ms": lambda row: short(row.ms),
         "spread": lambda row: f"{(row.ms_most - row.ms_least) / row.ms:.0%}",
         "ratio": lambda row: f"{row.ratio:.2f}",
-        rows[0].unit or "rate": lambda row: row.rate and f"{row.rate:,.0f}",
+        rows[0].unit or "rate": lambda row: row.rate and short(row.rate),
         "GFLOP": lambda row: row.gflop and f"{row.gflop:,.1f}",
         "of GEMM": lambda row: row.gemm_share and f"{row.gemm_share:.0%}",
         "of copy": lambda row: row.copy_share and f"{row.copy_share:.0%}",
@@ -80,6 +94,11 @@ def table(rows: Sequence[Row]) -> str:
     cells = {name: column for name, column in cells.items() if any(column)}
     lines = [list(cells), ["---"] + ["---:"] * (len(cells) - 1), *zip(*cells.values(), strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def short(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
 
 def write(found: dict, path: Path) -> None:

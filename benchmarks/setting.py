@@ -35,15 +35,17 @@ class Setting:
         return torch.autocast(self.device, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def built(self, peers: Mapping[str, Callable], *arguments) -> dict[str, Any]:
-        """What the wanted peers give for the arguments; why one gives nothing is kept, and the others go on."""
-        found = {}
-        for name, make in peers.items():
-            if not fnmatch(name.lower(), self.peers.lower()):
-                continue
-            try:
-                found[name] = make(*arguments)
-            except ImportError as error:
-                self.absent[name] = f"not importable: {error}"
-            except Exception as error:  # another library's fault must not end the run
-                self.absent[name] = f"failed: {type(error).__name__}: {error}".splitlines()[0]
-        return found
+        """What the wanted peers give for the arguments, of those that give anything."""
+        wanted = [name for name in peers if fnmatch(name.lower(), self.peers.lower())]
+        found = {name: self.tried(name, lambda name=name: peers[name](*arguments)) for name in wanted}
+        return {name: made for name, made in found.items() if made is not None}
+
+    def tried(self, name: str, call: Callable) -> Any:
+        """What a peer's call gives, or None: then why is kept, and the others go on."""
+        try:
+            return call()
+        except ImportError as error:
+            self.absent[name] = f"not importable: {error}"
+        except Exception as error:  # another library's fault must not end the run
+            self.absent[name] = f"failed: {type(error).__name__}: {error}".splitlines()[0]
+        return None

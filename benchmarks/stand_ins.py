@@ -1,4 +1,4 @@
-"""NeMo's encoders without NeMo's hundred dependencies: inert modules in place of what they import but do not compute by.
+"""NeMo's encoders without NeMo's hundred dependencies: inert modules for what they import but do not compute by.
 
 Only where ``lightning`` is absent; the arithmetic is NeMo's own code. Its type checks are left out, in its favour.
 """

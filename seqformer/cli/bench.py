@@ -23,7 +23,17 @@ def bench(
     quick: Annotated[bool, typer.Option(help="Sizes of seconds, to see that all runs.")] = False,
     out: Annotated[Path | None, typer.Option(help="The JSON to write, in runs/bench by default.")] = None,
 ) -> None:
-    """Time encoders, parts, losses, decoding and reading beside what other libraries are installed."""
+    """Time ours and other libraries, those that are installed, in turns, as shares of what this machine does at best.
+
+    Parts: encoders, attention, depthwise, norms, logmel, ctc, transducer, decode, wer, audio, pipeline, step and
+    streaming.
+    """
+    import torch
+
+    if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
+        raise InputError(f"--device {device}: expected cpu, or cuda where torch finds one")
+    if precision not in ("fp32", "bf16"):
+        raise InputError(f"--precision {precision}: expected fp32 or bf16")
     report = checkout_report()
     unknown = [part for part in parts or [] if part not in report.PARTS]
     if unknown:
