@@ -3,6 +3,7 @@
 #   PYTHON       the interpreter that makes .venv, 3.11 or newer        make setup PYTHON=python3.12
 #   TORCH_INDEX  the index for torch and torchvision alone              make setup TORCH_INDEX=<index of CPU builds>
 #   JOBS, ARGS   pytest processes; more arguments for pytest            make test JOBS=4 ARGS="-k padding"
+#                and for bench, which times all parts unless told which  make bench ARGS="encoders --rounds 3"
 #
 # setup runs again only when pyproject.toml or constraints.txt is newer than its stamp; for a fresh start remove .venv.
 
@@ -69,8 +70,7 @@ lint: setup
 	$(BIN)/ruff format --check
 
 bench: setup
-	$(BIN)/python -m benchmarks.encoders
-	$(BIN)/python -m benchmarks.streaming
+	$(BIN)/seqformer bench $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,84 +1,61 @@
-"""Milliseconds of the encoders, forward and training step, interleaved so that a busy machine is busy for all of them.
+"""Encoders, over batch and length."""
 
-The depthwise convolution is timed beside ``conv1d``, the way it is usually written.
-``make bench`` or ``python -m benchmarks.encoders squeezeformer_s conformer_ctc_s --batch 8 --frames 1000``.
-"""
-
-import argparse
-import statistics
-import time
+from collections.abc import Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from seqformer import create_backbone
+from benchmarks.encoder_peers import PEERS, Size
+from benchmarks.measure import Case
+from benchmarks.passes import Runner, drawn, padding_errors, passes, real
+from benchmarks.setting import Setting
+from seqformer import InputError, create_backbone
+from seqformer.nn.attention import Attention
 from seqformer.nn.conv import DepthwiseConv
 
-
-def milliseconds(step, device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    step()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 1000 * (time.perf_counter() - start)
+IN_DIM = 80
+TINY = {"dim": 16, "depth": 3, "reduce_at": 1}
 
 
-def encoder_steps(name: str, batch: int, frames: int, device: str) -> dict[str, object]:
-    backbone = create_backbone(name, in_dim=80).to(device)
-    x = torch.randn(batch, frames, 80, device=device)
-    mask = torch.ones(batch, frames, dtype=torch.bool, device=device)
+class Ours(nn.Module):
+    """x (B, T, F), lengths (B,) -> (B, T', D), as a peer is called."""
 
-    def forward() -> None:
-        backbone.eval()
-        with torch.no_grad():
-            backbone(x, mask)
+    def __init__(self, name: str, **changes):
+        super().__init__()
+        self.backbone = create_backbone(name, in_dim=IN_DIM, **changes)
 
-    def train() -> None:
-        backbone.train()
-        backbone(x, mask)[0].square().mean().backward()
-        backbone.zero_grad(set_to_none=True)
-
-    return {"forward": forward, "train": train}
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        return self.backbone(x, real(x, lengths))[0]
 
 
-def convolution_steps(batch: int, frames: int, dim: int, device: str) -> dict[str, object]:
-    ours = DepthwiseConv(dim, 31).to(device)
-    usual = nn.Conv1d(dim, dim, 31, padding=15, groups=dim).to(device)
-    x = torch.randn(batch, frames, dim, device=device)
-    mask = torch.ones(batch, frames, dtype=torch.bool, device=device)
-    return {
-        "ours": lambda: ours(x, mask).square().mean().backward(),
-        "conv1d": lambda: usual(x.transpose(1, 2)).square().mean().backward(),
-    }
+def encoders(name: str, setting: Setting) -> dict[str, nn.Module]:
+    """Ours, and every peer that can be had at its size; all called as model(x (B, T, F), lengths (B,))."""
+    torch.manual_seed(0)
+    ours = Ours(name, **(TINY if setting.quick else {}))
+    models = {f"seqformer {name}": ours} | setting.built(PEERS, size_of(ours.backbone))
+    return {who: model.to(setting.device) for who, model in models.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*", default=["squeezeformer_xs", "squeezeformer_s", "conformer_ctc_s"])
-    for option, default in (("--batch", 8), ("--frames", 1000), ("--rounds", 5), ("--threads", 1)):
-        parser.add_argument(option, type=int, default=default)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    steps = {
-        (name, kind): step
-        for name in options.names
-        for kind, step in encoder_steps(name, options.batch, options.frames, device).items()
-    }
-    width = (options.batch, options.frames // 4, 392)
-    steps |= {(f"depthwise {width}", kind): step for kind, step in convolution_steps(*width, device).items()}
-    found = {key: [] for key in steps}
-    for round_number in range(options.rounds + 1):
-        for key, step in steps.items():
-            taken = milliseconds(step, device)
-            if round_number:  # the first round warms up
-                found[key].append(taken)
-    print(f"{device}, {options.threads} threads, {options.batch} x {options.frames} frames, {options.rounds} rounds")
-    for (name, kind), taken in found.items():
-        print(f"{name:28} {kind:8} {statistics.median(taken):9.1f} ms  ({min(taken):.1f} - {max(taken):.1f})")
+def size_of(backbone: nn.Module) -> Size:
+    """What peers have to match, read off a backbone; one that never halves its rate leaves that to the middle."""
+    heads = next((part.heads for part in backbone.modules() if isinstance(part, Attention)), None)
+    if heads is None or not hasattr(backbone, "blocks"):
+        raise InputError(f"bench compares Squeezeformers and Conformers, not a {type(backbone).__name__}")
+    kernel = max(part.kernel for part in backbone.modules() if isinstance(part, DepthwiseConv))
+    depth = len(backbone.blocks)
+    return Size(IN_DIM, backbone.dim, depth, heads, kernel, (backbone.reduce_at or [depth // 2])[0])
 
 
-if __name__ == "__main__":
-    main()
+def cases(setting: Setting) -> Iterator[list[Case]]:
+    for name in setting.backbones:
+        models = encoders(name, setting)
+        errors = padding_errors({who: model.eval() for who, model in models.items()}, IN_DIM, setting)
+        for kind, shapes in (("forward", setting.shapes), ("training", setting.train_shapes)):
+            for batch, frames in shapes:
+                lengths = torch.full((batch,), frames, device=setting.device)
+                runners = {
+                    who: Runner(models[who], lambda it, x, lengths=lengths: it(x, lengths), error)
+                    for who, error in errors.items()
+                }
+                rate = {"count": batch * frames / 100, "unit": "x real time"}
+                yield passes(kind, f"{batch} x {frames}", runners, drawn(batch, frames, IN_DIM), setting, **rate)

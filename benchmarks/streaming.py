@@ -1,57 +1,59 @@
-"""A stream against the whole recording: the largest difference, and milliseconds a chunk, for ten sizes of chunk.
+"""A stream against the whole recording: its speed and largest difference, for ten sizes of chunk.
 
-The model, of random weights, is a causal Conformer on 80 log-mel bands. Times are of the processor, in one thread, so
-that a busy machine changes them little: on an idle one they are the latency.
-``make bench`` or ``python -m benchmarks.streaming --dim 144 --depth 8``.
+The model, of random weights, is a causal Conformer on 80 log-mel bands.
 """
 
-import argparse
-import statistics
-import time
+from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
-from seqformer import Stream, create_model
+from benchmarks.measure import Case
+from benchmarks.passes import drawn
+from benchmarks.setting import Setting
+from seqformer import SequenceModel, Stream, create_model
 
 CHUNKS_MS = (10, 20, 40, 60, 80, 160, 240, 320, 640, 1000)
 RATE = 16_000  # Hz
+LEFT = 64  # frames of 40 ms that attention sees before its own
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dim", type=int, default=144)
-    parser.add_argument("--depth", type=int, default=8)
-    parser.add_argument("--left", type=int, default=64, help="frames of 40 ms that attention sees before its own")
-    parser.add_argument("--seconds", type=float, default=20.0)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+def causal_model(dim: int, depth: int) -> SequenceModel:
     torch.manual_seed(0)
-    model = create_model(
-        {"name": "logmel", "normalize": "none"},
-        {"name": "conformer", "dim": arguments.dim, "depth": arguments.depth, "heads": 4, "causal": True,
-         "context": [arguments.left, 0]},
-        {"name": "ctc", "vocab": 128},
-    ).eval()  # fmt: skip
-    x = 0.1 * torch.randn(round(arguments.seconds * RATE))
-    began = time.process_time()
-    with torch.no_grad():
-        whole = model({"x": x[None]}, torch.ones(1, len(x), dtype=torch.bool))["ctc"][0].log_softmax(dim=-1)
-    print(f"whole: {arguments.seconds / (time.process_time() - began):.0f} times as fast as the audio")
-    for chunk_ms in CHUNKS_MS:
-        stream, found, times = Stream(model), [], []
-        for chunk in x.split(chunk_ms * RATE // 1000):
-            began = time.process_time()
-            found.append(stream.push(chunk))
-            times.append(1000 * (time.process_time() - began))
-        found.append(stream.finish())
-        largest = float((torch.cat(found).log_softmax(dim=-1) - whole).abs().max())
-        busy = [spent for spent, frames in zip(times, found, strict=False) if len(frames)]  # others only wait for more
-        print(
-            f"chunks of {chunk_ms:4} ms: largest difference {largest:.1e}; {statistics.median(busy):6.2f} ms a chunk "
-            f"that brings frames (median), {1000 * arguments.seconds / sum(times):4.0f} times as fast as the audio"
+    backbone = {"name": "conformer", "dim": dim, "depth": depth, "heads": 4, "causal": True, "context": [LEFT, 0]}
+    return create_model({"name": "logmel", "normalize": "none"}, backbone, {"name": "ctc", "vocab": 128}).eval()
+
+
+@torch.no_grad()
+def whole(model: SequenceModel, x: Tensor) -> Tensor:
+    """Logits (T, vocab) of samples (N,)."""
+    return model({"x": x[None]}, torch.ones(1, len(x), dtype=torch.bool, device=x.device))["ctc"][0]
+
+
+def streamed(model: SequenceModel, x: Tensor, chunk_ms: int) -> Tensor:
+    stream = Stream(model)
+    found = [stream.push(chunk) for chunk in x.split(chunk_ms * RATE // 1000)]
+    return torch.cat([*found, stream.finish()])
+
+
+def cases(setting: Setting) -> Iterator[list[Case]]:
+    dim, depth, seconds = (16, 2, 1) if setting.quick else (144, 8, 20)
+    chunks = CHUNKS_MS[-2:] if setting.quick else CHUNKS_MS
+    model = causal_model(dim, depth).to(setting.device)
+    x = 0.1 * drawn(seconds * RATE).to(setting.device)
+    wanted, what = whole(model, x).log_softmax(dim=-1), f"{seconds} s, a causal Conformer of {dim} x {depth}"
+    delay = f"a frame is there {1000 * Stream(model).delay / RATE:.1f} ms after its own first sample"
+    found = [Case(what, "whole", lambda: whole(model, x), seconds, "x real time", note=delay)]
+    for chunk_ms in chunks:
+        error = float((streamed(model, x, chunk_ms).log_softmax(dim=-1) - wanted).abs().max())
+        found.append(
+            Case(
+                what,
+                f"chunks of {chunk_ms} ms",
+                lambda chunk_ms=chunk_ms: streamed(model, x, chunk_ms),
+                seconds,
+                "x real time",
+                note=f"differs by {error:.0e}",
+            )
         )
-    print(f"a frame is there {1000 * stream.delay / RATE:.1f} ms after its own first sample")
-
-
-if __name__ == "__main__":
-    main()
+    yield found

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from seqformer.decode.greedy import collapse
+from seqformer.decode.greedy import best_units, collapse
 from seqformer.errors import InputError
 from seqformer.heads.classify import Classify
 from seqformer.heads.ctc import CTC
@@ -111,6 +111,16 @@ def test_ctc_loss_and_gradient_of_5000_cases_agree_with_float64_paths():
 def encoded(text: list[int], vocab: int) -> int:
     """A text as one number."""
     return sum(unit * vocab**place for place, unit in enumerate(text))
+
+
+def test_the_best_unit_is_the_first_of_the_largest_as_torch_says_in_any_precision():
+    logits = torch.randn(4, 50, 7, generator=torch.Generator().manual_seed(0)).round()  # many are equal
+    logits[0, 0, 3], logits[1] = torch.nan, -torch.inf
+    plain = torch.tensor([[max(range(7), key=frame.__getitem__) for frame in item] for item in logits[2:].tolist()])
+    assert torch.equal(best_units(logits)[2:], plain) and not best_units(logits)[1].any()
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):  # whole numbers, so that rounding changes none
+        assert torch.equal(best_units(logits.to(dtype)), logits.argmax(dim=-1))
+    assert torch.equal(best_units(logits.clone().requires_grad_().mT), logits.mT.argmax(dim=-1))
 
 
 def test_infeasible_is_exact():

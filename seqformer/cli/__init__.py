@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from seqformer.cli.bench import bench
 from seqformer.cli.cache import cache
 from seqformer.cli.decoder import with_decoder
 from seqformer.cli.download import download
@@ -21,6 +22,7 @@ from seqformer.errors import InputError, nearest
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 app.add_typer(lm_app, name="lm")
+app.command()(bench)
 app.command()(cache)
 app.command()(download)
 app.command()(index_tar)

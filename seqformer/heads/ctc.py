@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from seqformer.decode.greedy import collapse
+from seqformer.decode.greedy import best_units, collapse
 from seqformer.decode.prefix_beam import prefix_beam
 from seqformer.decode.spans import GreedyReader
 from seqformer.nn.mask import lengths_of
@@ -101,7 +101,7 @@ class CTC(nn.Module):
 
     def predict(self, x: Tensor, mask: Tensor) -> list[list[int]]:
         """Greedy decoding: the best unit of each frame, repeats merged, blanks dropped."""
-        return collapse(self.linear(x).argmax(dim=-1), mask, BLANK)
+        return collapse(best_units(self.linear(x)), mask, BLANK)
 
     def reader(self) -> GreedyReader:
         """Greedy decoding of one recording, pushed to it piece by piece as ``forward`` gives it."""
