@@ -136,6 +136,7 @@ class Train:
     epochs: int
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"  # auto: bf16 (or fp16) on a GPU, fp32 on a CPU
     compile: bool | Literal["graphs"] = False  # the backbone; graphs: as CUDA graphs, see seqformer.train.compile
+    kernels: bool = False  # fused ones for a GPU, see seqformer.kernels; never run on one so far
     accumulate: int = 1
     clip: float = 1.0
     ema: float = 0.0  # decay of the averaged weights, 0 for none

@@ -81,7 +81,7 @@ RULES = {
     "tta": {"augment", "batch", "data", "errors"},
     "new_competition": {"errors"},
     "submission": {"checkpoint", "errors"},
-    "train": PREDICT | {"train", "predict", "augment", "timm_import"},
+    "train": PREDICT | {"train", "predict", "augment", "timm_import", "kernels"},
 }
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
+from seqformer import kernels
 from seqformer.checkpoint import write_file
 from seqformer.config import Run, Train, build_config, read_config, write_config
 from seqformer.data.folds import assign_folds, fold_names, folder_of, split_rows
@@ -206,8 +207,10 @@ def make_fabric(train: Train) -> Fabric:
     """Device, precision and strategy; where a launcher such as torchrun started several processes, their group.
 
     The launcher's number of processes then counts, not ``train.devices``. Raises InputError when the machine has no
-    such device.
+    such device, or cannot run the kernels asked for.
     """
+    if train.kernels:
+        kernels.use(True)
     if train.threads:
         torch.set_num_threads(train.threads)
     devices = int(os.environ.get("LOCAL_WORLD_SIZE", train.devices))
