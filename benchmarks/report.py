@@ -18,7 +18,7 @@ from benchmarks.setting import Setting
 # Each is a file beside this one, whose ``cases(setting)`` gives lists of cases to compare.
 PARTS = (
     "encoders", "attention", "depthwise", "norms", "logmel", "ctc", "transducer", "decode", "wer", "audio", "pipeline",
-    "step", "streaming",
+    "step", "streaming", "lengths",
 )  # fmt: skip
 
 

@@ -25,8 +25,8 @@ def bench(
 ) -> None:
     """Time ours and other libraries, those that are installed, in turns, as shares of what this machine does at best.
 
-    Parts: encoders, attention, depthwise, norms, logmel, ctc, transducer, decode, wer, audio, pipeline, step and
-    streaming.
+    Parts: encoders, attention, depthwise, norms, logmel, ctc, transducer, decode, wer, audio, pipeline, step,
+    streaming and lengths.
     """
     import torch
 
