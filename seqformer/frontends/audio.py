@@ -18,6 +18,8 @@ from seqformer.nn.paths import fast_on_cpu
 from seqformer.nn.precision import no_autocast
 from seqformer.registry import register
 
+PIECE, BAND = 256, 16  # frames, and mel filters, at a time on a CPU
+
 
 def mel_filters(
     mels: int,
@@ -198,6 +200,7 @@ class LogMel(nn.Module):
         self.register_buffer("taper", torch.hann_window(self.window, periodic=periodic), persistent=False)
         filters = mel_filters(mels, self.fft, rate, low_hz, high_hz or rate / 2, mel_scale, mel_norm)
         self.register_buffer("filters", filters, persistent=False)
+        self.bands = _bands(filters)
         self.spec_augment = make_spec_augment(spec_augment)
 
     def forward(self, inputs: dict[str, Tensor], mask: Tensor) -> Features:
@@ -229,15 +232,39 @@ class LogMel(nn.Module):
         return torch.cat([self._log_energy(item, item_mask, frames) for item, item_mask in items])
 
     def _log_energy(self, x: Tensor, mask: Tensor, frames: int) -> Tensor:
-        x = torch.cat([x[:, :1], x[:, 1:] - self.pre_emphasis * x[:, :-1]], dim=1)
-        x = zero_padding(x, mask)  # the sample after the end is not -0.97 times the last one
         left = self.window // 2
         right = max(0, (frames - 1) * self.hop + self.fft - left - x.shape[1])
+        # Of what follows the end nothing is kept: the sample there is not -0.97 times the last one.
+        changes = zero_padding(torch.sub(x[:, 1:], x[:, :-1], alpha=self.pre_emphasis), mask[:, 1:])
+        x = nn.functional.pad(torch.cat([x[:, :1], changes], dim=1), (left, right))
         # Windows of fft samples under a taper that is 0 beyond the window: the transform then has nothing to copy.
-        windows_BTN = nn.functional.pad(x, (left, right)).unfold(1, self.fft, self.hop)[:, :frames]
-        wave = torch.fft.rfft(windows_BTN * nn.functional.pad(self.taper, (0, self.fft - self.window)))
-        energy = torch.addcmul(wave.real.square(), wave.imag, wave.imag) @ self.filters
+        windows_BTN = x.unfold(1, self.fft, self.hop)[:, :frames]
+        taper = nn.functional.pad(self.taper, (0, self.fft - self.window))
+        if fast_on_cpu(x):
+            pieces = (_power(piece, taper) for piece in windows_BTN.split(PIECE, dim=1))
+            energy = torch.cat([self._mel_energy(power) for power in pieces], dim=1)
+        else:
+            energy = _power(windows_BTN, taper) @ self.filters
         return (energy + self.floor if self.guard == "add" else energy.clamp(min=self.floor)).log()
+
+    def _mel_energy(self, power: Tensor) -> Tensor:
+        """power (B, T, bins) -> (B, T, F): a few filters at a time, which are zeros but for neighbouring bins."""
+        found = []
+        for first, (low, high) in zip(range(0, self.dim, BAND), self.bands, strict=True):
+            found.append(power[..., low:high] @ self.filters[low:high, first : first + BAND])
+        return torch.cat(found, dim=-1)
+
+
+def _power(windows_BTN: Tensor, taper: Tensor) -> Tensor:
+    """The power spectrum (B, T, N // 2 + 1) of windows under a taper (N,)."""
+    wave = torch.fft.rfft(windows_BTN * taper)
+    return torch.addcmul(wave.real.square(), wave.imag, wave.imag)
+
+
+def _bands(filters: Tensor) -> list[tuple[int, int]]:
+    """The bins [low, high) that each ``BAND`` of filters (bins, F) look at."""
+    rows = [(part.abs().sum(dim=1) > 0).nonzero().flatten().tolist() for part in filters.split(BAND, dim=1)]
+    return [(bins[0], bins[-1] + 1) if bins else (0, 1) for bins in rows]
 
 
 def normalize_frames(x: Tensor, mask: Tensor, kind: Literal["utterance", "bin", "none"], correction: int = 0) -> Tensor:
