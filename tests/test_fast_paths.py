@@ -7,7 +7,7 @@ from variants import BACKBONES, VARIANTS, title
 
 from seqformer.model import create_backbone
 from seqformer.nn import block_attention, subsample
-from seqformer.nn.block_attention import BlockAttention, blocks_of
+from seqformer.nn.block_attention import attend_in_blocks, blocks_of
 from seqformer.nn.conv import ConvModule
 from seqformer.nn.dropout import STEPS, Dropout
 from seqformer.nn.linear import joined
@@ -192,7 +192,7 @@ def test_attention_in_blocks(context, kept, monkeypatch):
         return torch.stack(items)
 
     grad, tensors = torch.randn(4, T, H, K), [q, k, value, position, u, v]
-    found = gradients(lambda: BlockAttention.apply(*tensors, LENGTHS.tolist(), context), tensors, grad)
+    found = gradients(lambda: attend_in_blocks(*tensors, mask_of(LENGTHS, T), context), tensors, grad)
     close(found, gradients(plain, tensors, grad), 1e-11)
 
 

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from seqformer import kernels
-from seqformer.nn.block_attention import BlockAttention, fast_in_blocks
+from seqformer.nn.block_attention import attend_in_blocks, fast_in_blocks
 from seqformer.nn.dropout import Dropout
 from seqformer.nn.linear import joined
-from seqformer.nn.mask import lengths_of
 from seqformer.nn.norm import LearnedScale
 from seqformer.nn.positions import alibi_slopes, distances, relative_shift, rotate, t5_bucket
 
@@ -107,8 +106,7 @@ class Attention(nn.Module):
 
     def _in_blocks(self, q: Tensor, k: Tensor, value: Tensor, mask: Tensor, table: Tensor) -> Tensor:
         p_RHK = self.position(table).unflatten(-1, (self.heads, -1))
-        lengths = lengths_of(mask).tolist()
-        return BlockAttention.apply(q, k, value, p_RHK, self.content_bias, self.position_bias, lengths, self.context)
+        return attend_in_blocks(q, k, value, p_RHK, self.content_bias, self.position_bias, mask, self.context)
 
     def _fused(self, q: Tensor, k: Tensor, value: Tensor, mask: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
         content, position = ((q + added).to(q.dtype) for added in (self.content_bias, self.position_bias))

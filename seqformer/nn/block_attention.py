@@ -12,8 +12,10 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
+from seqformer.nn.mask import lengths_of
 from seqformer.nn.paths import fast_on_cpu
 
+Context = tuple[int, int] | None  # frames before and after a query, -1 for no limit
 MOST, SCORES = 128, 2**18  # queries of a block, and their scores, about: a MB
 FEWEST = 96  # frames from which blocks are faster than whole batches
 KEPT = 512  # frames up to which weights are kept for backward, not computed again
@@ -25,6 +27,18 @@ def fast_in_blocks(q: Tensor) -> bool:
     return fast_on_cpu(q) and q.shape[1] >= FEWEST and q.dtype in (torch.float32, torch.float64)
 
 
+def attend_in_blocks(
+    q: Tensor, k: Tensor, value: Tensor, position: Tensor, u: Tensor, v: Tensor, mask: Tensor, context: Context
+) -> Tensor:
+    """softmax(((q + u)·k + (q + v)·P(i - j)) / sqrt(K)) values, zeros for padded frames.
+
+    q, k, value (B, T, H, K), position P (R, H, K), u and v (H, K), mask (B, T) -> (B, T, H, K).
+    """
+    keep = torch.is_grad_enabled() and q.shape[1] <= KEPT
+    blocks = blocks_of(lengths_of(mask).tolist(), q.shape[2], context)
+    return BlockAttention.apply(q, k, value, position, u, v, blocks, keep)
+
+
 @dataclass(frozen=True)
 class Block:
     """Queries [first, last) of an item and the keys [left, right) that any of them may look at."""
@@ -34,47 +48,43 @@ class Block:
     last: int
     left: int
     right: int
-    hidden: Tensor | None  # (N, M) True where one of the queries may not look at one of the keys
+    context: Context
 
     def distances(self, frames: int) -> slice:
         """The rows of a table of the distances frames - 1 ... -(frames - 1) that the block meets."""
         return slice(frames - self.last + self.left, frames - self.first + self.right - 1)
 
+    def hidden(self) -> Tensor | None:
+        """True where one of the queries may not look at one of the keys, (N, M); None where all may at all."""
+        if self.context is None:
+            return None
+        distance = torch.arange(self.left, self.right) - torch.arange(self.first, self.last)[:, None]
+        before, after = (frames if frames >= 0 else distance.numel() for frames in self.context)
+        return (distance < -before) | (distance > after)
 
-def blocks_of(lengths: list[int], heads: int, context: tuple[int, int] | None) -> list[Block]:
+
+def blocks_of(lengths: list[int], heads: int, context: Context) -> list[Block]:
     """The blocks of a batch of items of so many frames; padded frames are in none."""
-    before, after = context or (-1, -1)
     found = []
     for item, frames in enumerate(lengths):
-        reach = frames if min(before, after) < 0 else min(frames, before + after + 1)
-        size = max(16, min(MOST, SCORES // (heads * max(reach, 1))))
+        before, after = (frames if limit < 0 else limit for limit in context or (-1, -1))
+        size = max(16, min(MOST, SCORES // (heads * max(1, min(frames, before + after + 1)))))
         for first in range(0, frames, size):
             last = min(frames, first + size)
-            left = max(0, first - before) if before >= 0 else 0
-            right = min(frames, last + after) if after >= 0 else frames
-            distance = torch.arange(left, right) - torch.arange(first, last)[:, None]
-            hidden = torch.zeros_like(distance, dtype=torch.bool)
-            if before >= 0:
-                hidden |= distance < -before
-            if after >= 0:
-                hidden |= distance > after
-            found.append(Block(item, first, last, left, right, hidden if context else None))
+            found.append(Block(item, first, last, max(0, first - before), min(frames, last + after), context))
     return found
 
 
 class BlockAttention(torch.autograd.Function):
-    """softmax(((q + u)·k + (q + v)·P(i - j)) / sqrt(K)) values, zeros for padded frames.
-
-    q, k, value (B, T, H, K), position P (R, H, K), u and v (H, K), lengths of the items -> (B, T, H, K).
-    """
+    """See ``attend_in_blocks``; ``keep`` the weights for backward."""
 
     @staticmethod
-    def forward(ctx, q, k, value, position, u, v, lengths: list[int], context: tuple[int, int] | None) -> Tensor:
+    def forward(ctx, q, k, value, position, u, v, blocks: list[Block], keep: bool) -> Tensor:
         ctx.save_for_backward(q, k, value, position, u, v)
-        ctx.blocks, ctx.kept, out = blocks_of(lengths, q.shape[2], context), [], q.new_zeros(q.shape)
-        for block in ctx.blocks:
+        ctx.blocks, ctx.kept, out = blocks, [], q.new_zeros(q.shape)
+        for block in blocks:
             found = weight_HNM, _, _ = _weights(block, q, k, position, u, v)
-            if q.shape[1] <= KEPT:
+            if keep:
                 ctx.kept.append(found)
             mean_HNK = torch.bmm(weight_HNM, _keys(block, value))
             out[block.item, block.first : block.last] = mean_HNK.transpose(0, 1)
@@ -119,8 +129,9 @@ def _weights(
     score_HNR = torch.bmm(relative_HNK, position[rows].permute(1, 2, 0))
     shifted_HNM = _shifted(score_HNR, block.last - block.first, block.right - block.left)
     score_HNM = torch.baddbmm(shifted_HNM, content_HNK, _keys(block, k).mT)
-    if block.hidden is not None:
-        score_HNM.masked_fill_(block.hidden, -torch.inf)
+    hidden = block.hidden()
+    if hidden is not None:
+        score_HNM.masked_fill_(hidden, -torch.inf)
     return score_HNM.softmax(dim=-1), content_HNK, relative_HNK
 
 
