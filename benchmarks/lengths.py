@@ -16,15 +16,15 @@ FULL_S = 600  # the longest with full attention, whose cost grows with the squar
 def cases(setting: Setting) -> Iterator[list[Case]]:
     torch.manual_seed(0)
     known = {
-        "full attention": create_backbone(NAME, in_dim=80).eval().to(setting.device),
-        f"context {CONTEXT[0]} + {CONTEXT[1]}": create_backbone(NAME, in_dim=80, context=CONTEXT)
+        "seqformer, all frames": create_backbone(NAME, in_dim=80).eval().to(setting.device),
+        f"seqformer, {CONTEXT[0]} + {CONTEXT[1]} frames": create_backbone(NAME, in_dim=80, context=CONTEXT)
         .eval()
         .to(setting.device),
     }
     for seconds in (1, 2) if setting.quick else (10, 60, 600, 3600):
         x = torch.randn(1, seconds * HOP, 80, device=setting.device)
         mask = torch.ones(1, seconds * HOP, dtype=torch.bool, device=setting.device)
-        parts = {who: one for who, one in known.items() if seconds <= FULL_S or not who.startswith("full")}
+        parts = {who: one for who, one in known.items() if seconds <= FULL_S or not who.endswith("all frames")}
         what = f"{NAME}, forward, {seconds} s"
         yield [Case(what, who, run(one, x, mask), seconds, "x real time", peak=True) for who, one in parts.items()]
 
