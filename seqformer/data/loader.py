@@ -60,8 +60,8 @@ def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Bat
         working.wait_stream(stream)  # for this batch alone: the next copy is not asked for yet
         batch, following = following, next(arriving, None)
         for tensor in (*batch.inputs.values(), *batch.targets.values()):
-            if tensor.is_cuda:  # its memory belongs to the other stream, and is in use here until then
-                tensor.record_stream(working)
+            if tensor.device.type == device.type:
+                tensor.record_stream(working)  # its memory belongs to the other stream, and is in use here until then
         yield batch
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqformer.nn.mask import mask_of, zero_padding
+from seqformer.nn.paths import fast_on_cpu
 from seqformer.nn.precision import no_autocast
 
 ZEROS, BETA = 10, 5.0  # zero crossings of the sinc on each side, and the Kaiser window's shape: scipy's defaults
@@ -26,12 +27,23 @@ def played(inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
     if "x_speed" not in inputs:
         return zero_padding(inputs["x"].float(), mask)
     speeds, x = inputs["x_speed"], inputs["x"].float()
+    if fast_on_cpu(x):
+        return _an_item_at_a_time(x, speeds.tolist(), mask.shape[1])
     x = zero_padding(x, mask_of(speeds[:, 0].to(x.device, non_blocking=True), x.shape[1]))
     y, proportions = x.new_empty(mask.shape), [tuple(pair) for pair in speeds[:, 1:].tolist()]
     for proportion in sorted(set(proportions)):
         rows = [row for row, own in enumerate(proportions) if own == proportion]
         y[rows] = resampled(x[rows], *proportion, mask.shape[1])
     return zero_padding(y, mask)  # the filter rings on beyond the end
+
+
+def _an_item_at_a_time(x: Tensor, speeds: list[list[int]], frames: int) -> Tensor:
+    """The same, three times as fast on a CPU: an item stays in the cache, and nothing needs to be zeroed."""
+    y = x.new_zeros(len(x), frames)
+    for item, (samples, up, down) in enumerate(speeds):
+        size = -(-samples * up // down)
+        y[item, :size] = resampled(x[item : item + 1, :samples], up, down, size)[0]
+    return y
 
 
 def resampled(x: Tensor, up: int, down: int, size: int) -> Tensor:
@@ -44,9 +56,13 @@ def resampled(x: Tensor, up: int, down: int, size: int) -> Tensor:
     taps_KU, left = polyphase(up, down, x.device)
     K, M = len(taps_KU), -(-size // up)
     needed = (M - 1) * down + K
-    windows_BMK = F.pad(x, (left, needed - left - x.shape[1])).unfold(1, K, down)
+    x = F.pad(x, (left, needed - left - x.shape[1]))
     with no_autocast(x):
-        return (windows_BMK @ taps_KU).flatten(1)[:, :size]
+        if fast_on_cpu(x):  # a convolution, twice as fast; a GPU's would by default keep three digits
+            y_BMU = F.conv1d(x[:, None], taps_KU.T[:, None], stride=down).transpose(1, 2)
+        else:
+            y_BMU = x.unfold(1, K, down) @ taps_KU
+        return y_BMU.flatten(1)[:, :size]
 
 
 @lru_cache(maxsize=64)
