@@ -38,7 +38,7 @@ def played(inputs: dict[str, Tensor], mask: Tensor) -> Tensor:
 
 
 def _an_item_at_a_time(x: Tensor, speeds: list[list[int]], frames: int) -> Tensor:
-    """The same, three times as fast on a CPU: an item stays in the cache, and nothing needs to be zeroed."""
+    """The same, more than twice as fast on a CPU: an item stays in the cache, and nothing needs to be zeroed."""
     y = x.new_zeros(len(x), frames)
     for item, (samples, up, down) in enumerate(speeds):
         size = -(-samples * up // down)
