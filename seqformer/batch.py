@@ -21,7 +21,8 @@ class Example:
 
     ``inputs`` and ``targets`` are named numpy arrays or numbers. ``axes`` says for a field which of its axes are time
     ("T", padded to the longest of the batch) or another ragged axis ("U"); every other axis is fixed. A field without
-    an entry has time first if it has any axis at all.
+    an entry has time first if it has any axis at all. "H" is a fixed axis of a few numbers that are read on the host,
+    by what chooses how to compute: such a field is not moved to a GPU.
     """
 
     id: str
@@ -50,7 +51,11 @@ class Batch:
         """The same batch on another device; copies do not block the host when the memory is pinned."""
 
         def move(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+            stay = {name for name in tensors if "H" in self.axes.get(name, "")}
+            return {
+                name: tensor if name in stay else tensor.to(device, non_blocking=True)
+                for name, tensor in tensors.items()
+            }
 
         moved = move({"mask": self.mask, "weight": self.weight})
         return replace(self, inputs=move(self.inputs), targets=move(self.targets), **moved)
@@ -140,7 +145,7 @@ def _check_shape(example: Example, name: str, array: np.ndarray, axes: str, firs
     for axis, (kind, size) in enumerate(zip(kinds, array.shape, strict=True)):
         if kind == "T" and size != example.frames and not (target and size == 0):
             raise InputError(f"{example.id}: {name!r} has {size} frames, the example {example.frames}")
-        if array.ndim != first.ndim or (kind == " " and size != first.shape[axis]):
+        if array.ndim != first.ndim or (kind in " H" and size != first.shape[axis]):
             raise InputError(f"{example.id}: {name!r} has shape {array.shape}, others in the batch {first.shape}")
 
 

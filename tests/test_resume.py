@@ -17,6 +17,15 @@ FOLD = [f"{kind}/{name}" for kind in ("last", "best") for name in (*FILES, "stat
 ]
 
 
+# Beside everything random that a tiny run has, speeds that the model's device plays.
+PLAYED = {"name": "rows", "speed": [0.9, 1.0, 1.1], "speed_on": "device"}
+
+
+@pytest.fixture
+def tiny(tiny):
+    return lambda **changes: tiny(**{"dataset": PLAYED} | changes)
+
+
 def outcome(run: Path) -> dict:
     """What a run came to: the bytes of its files, and its log without the times."""
     found = {
@@ -53,7 +62,7 @@ def check_newest(run: Path, copy: Path) -> int | None:
 @pytest.fixture(scope="module")
 def whole(server, tmp_path_factory, corpus):
     """The uninterrupted run: what it came to, and the number of its calls that change files."""
-    root, plain = tmp_path_factory.mktemp("whole"), change(TINY, data__manifest=str(corpus))
+    root, plain = tmp_path_factory.mktemp("whole"), change(TINY, data__manifest=str(corpus), dataset=PLAYED)
     calls = count_calls(server, plain, root)
     return outcome(root / "tiny"), calls
 
@@ -200,7 +209,7 @@ def everything(tiny, root: Path) -> tuple[dict, dict]:
     store = poisoned(root / "rows", [])
     table = polars.read_parquet(store)
     table.with_columns(weight=polars.Series(range(40)) % 3 + 1.0, word=polars.col("text") + "w").write_parquet(store)
-    first = tiny(run="first", data__manifest=str(store), augment=[{"name": "gain"}], **DENSE)
+    first = tiny(run="first", data__manifest=str(store), augment=[{"name": "gain"}], dataset={"name": "rows"}, **DENSE)
     first["train"] |= {"epochs": 1}
     then = change(first, run="tiny", init_from=str(root / "first"))
     then |= {"teacher": {"run": str(root / "first"), "weight": 0.5}}

@@ -5,8 +5,9 @@ of them. Epoch ``VALID`` asks for the row as it is, without augmentation.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property, lru_cache, partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -21,6 +22,8 @@ from seqformer.errors import InputError, nearest
 from seqformer.registry import register
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     import polars
 
 VALID = -1
@@ -99,6 +102,9 @@ class SequenceDataset:
     (i, j, value), i and j being frames: they become a symmetric matrix (T, T), or (T, T, P) of P values. ``mix`` makes
     training examples of two rows each, see ``seqformer.augment.mix``. ``speed`` plays each row of an epoch by one of
     these factors, as augmentation ``speed`` does; but its draws are known to the batch planner, and so are the lengths.
+    ``speed_on: device`` leaves the playing to the frontend, which filters a whole batch on the model's device, after
+    all augmentation: the samples stay as they are, ``frames`` are those of afterwards, and input ``x_speed`` (3,) says
+    how many samples there are and in ``up / down`` times as long they are to be played.
 
     What a registered dataset is: ``ids``, ``rate``, ``columns`` {target: value per example}, ``len``,
     ``frames(epoch)`` and ``[epoch, index]``, and ``units`` where it can tell them; built with these arguments and its
@@ -118,6 +124,7 @@ class SequenceDataset:
         pairs: list[str] = (),
         mix: list[dict] = (),
         speed: list[float] = (),
+        speed_on: Literal["worker", "device"] = "worker",
     ):
         self.reader, self.targets, self.seed, self.augment = RowReader(table, rate), targets, seed, augment
         self.inputs = {name: _input_reader(table, name) for name in (*inputs, *pairs)}
@@ -132,6 +139,7 @@ class SequenceDataset:
         if speed and (min(speed) <= 0 or self.rate is None):
             raise InputError(f"dataset.speed {list(speed)}: expected factors above 0, of rows with a rate")
         self.stretches = [stretch_of(factor) for factor in speed]
+        self.plays_on_device = bool(speed) and speed_on == "device"
 
     @property
     def rate(self) -> int | None:
@@ -169,20 +177,23 @@ class SequenceDataset:
         seed = draw_seed(self.seed, epoch, index)
         read = partial(self.read, epoch=epoch)
         example = self.mixer(read, index, np.random.default_rng([seed, 1])) if self.mixer else read(index)
-        return self.augment(example, seed) if self.augment is not None else example
+        example = self.augment(example, seed) if self.augment is not None else example
+        return to_be_played(example, self._stretch(epoch, index)) if self.plays_on_device else example
 
     def read(self, index: int, epoch: int = VALID) -> Example:
         """The row as it is, or at its speed of an epoch."""
         x = self.reader[index]
-        if epoch != VALID and self.stretches:
-            drawn = draw_choices(self.seed, epoch, len(self), len(self.stretches))
-            x = played(x, self.stretches[drawn[index]])
+        if epoch != VALID and self.stretches and not self.plays_on_device:
+            x = played(x, self._stretch(epoch, index))
         try:
             targets, axes = self._targets(index)
             inputs = {"x": x} | {name: self._input(name, index, len(x), axes) for name in self.inputs}
         except InputError as error:
             raise InputError(f"row {self.ids[index]}: {error}") from error
         return Example(str(self.ids[index]), inputs, len(x), targets, float(self.weight[index]), axes)
+
+    def _stretch(self, epoch: int, index: int) -> "Fraction":
+        return self.stretches[draw_choices(self.seed, epoch, len(self), len(self.stretches))[index]]
 
     def _targets(self, index: int) -> tuple[dict, dict]:
         if self.targets is None:
@@ -234,6 +245,14 @@ def _matrix(name: str, pairs: np.ndarray, frames: int) -> np.ndarray:
             raise InputError(f"{name!r} pairs frame {int(low if low < 0 else high)} of {frames} frames")
         matrix[first, second] = matrix[second, first] = pairs[:, 2:]
     return matrix[..., 0] if matrix.shape[-1] == 1 else matrix
+
+
+def to_be_played(example: Example, stretch: "Fraction") -> Example:
+    """The example with its samples as they are, and what plays them on the model's device."""
+    up, down = stretch.numerator, stretch.denominator
+    inputs = {**example.inputs, "x_speed": np.array([example.frames, up, down])}
+    axes = {**example.axes, "x": "U", "x_speed": "H"}
+    return replace(example, inputs=inputs, frames=-(-example.frames * up // down), axes=axes)
 
 
 @lru_cache(maxsize=4)

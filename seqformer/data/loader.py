@@ -60,7 +60,8 @@ def copied_ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Bat
         working.wait_stream(stream)  # for this batch alone: the next copy is not asked for yet
         batch, following = following, next(arriving, None)
         for tensor in (*batch.inputs.values(), *batch.targets.values()):
-            tensor.record_stream(working)  # its memory belongs to the other stream, and is in use here until then
+            if tensor.device.type == device.type:
+                tensor.record_stream(working)  # its memory belongs to the other stream, and is in use here until then
         yield batch
 
 

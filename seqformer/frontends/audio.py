@@ -16,6 +16,7 @@ from seqformer.frontends.features import Features
 from seqformer.nn.mask import lengths_of, mask_of, stride_mask, zero_padding
 from seqformer.nn.paths import fast_on_cpu
 from seqformer.nn.precision import no_autocast
+from seqformer.nn.resample import played
 from seqformer.registry import register
 
 PIECE, BAND = 256, 16  # frames, and mel filters, at a time on a CPU
@@ -156,6 +157,7 @@ class LogMel(nn.Module):
     ``normalize``: ``utterance`` takes one mean and deviation of an item (Squeezeformer), ``bin`` one per mel bin,
     ``none`` neither; both count the item's real frames only, and the deviation divides by their count less
     ``correction`` (1: the sample deviation). ``spec_augment``: keywords of SpecAugment or SteppedSpecAugment, or None.
+    A batch that says so is played faster or slower first, see ``seqformer.nn.resample``.
     The scale of the samples matters only through the floor and the dither. Raises InputError where ``fft`` is shorter
     than the window.
 
@@ -164,6 +166,8 @@ class LogMel(nn.Module):
     one frame more; what else they do (samples divided by the largest, 10 log10 in place of ln) top_db and the
     normalization undo. On real speech 8e-4 apart inside, 0.6 in the first and last frames.
     """
+
+    plays = True  # reads "x_speed"
 
     def __init__(
         self,
@@ -204,7 +208,7 @@ class LogMel(nn.Module):
         self.spec_augment = make_spec_augment(spec_augment)
 
     def forward(self, inputs: dict[str, Tensor], mask: Tensor) -> Features:
-        x, frame_mask = zero_padding(inputs["x"].float(), mask), self._frame_mask(mask)
+        x, frame_mask = played(inputs, mask), self._frame_mask(mask)
         # The logarithm of a bfloat16 power has two digits: features are float32 whatever the loop's autocast says.
         with no_autocast(x):
             x = self._log_mel(x, mask, frame_mask.shape[1])

@@ -17,6 +17,7 @@ from seqformer.frontends.audio import make_spec_augment, normalize_frames
 from seqformer.frontends.features import Features
 from seqformer.nn.mask import stride_mask, strided, zero_padding
 from seqformer.nn.precision import no_autocast
+from seqformer.nn.resample import played
 from seqformer.registry import register
 
 ORDER = 4
@@ -65,6 +66,8 @@ class Gammatone(nn.Module):
     band lies beyond half the rate.
     """
 
+    plays = True  # reads "x_speed", as logmel does
+
     def __init__(
         self,
         bands: int = 40,
@@ -99,7 +102,7 @@ class Gammatone(nn.Module):
         self.spec_augment = make_spec_augment(spec_augment)
 
     def forward(self, inputs: dict[str, Tensor], mask: Tensor) -> Features:
-        x, frame_mask = zero_padding(inputs["x"].float(), mask), stride_mask(mask, self.hop)
+        x, frame_mask = played(inputs, mask), stride_mask(mask, self.hop)
         with no_autocast(x):  # features are float32, as in logmel
             x = torch.cat([x[:, :1], x[:, 1:] - self.pre_emphasis * x[:, :-1]], dim=1)
             x = self._magnitudes(zero_padding(x, mask), frame_mask.shape[1]).clamp(min=self.floor)

@@ -68,10 +68,20 @@ def prepare_fold(
     if "init_from" in earlier:
         start_from(model, targets, earlier["init_from"], config.init_skip)
     teacher = load_teacher(config, earlier["teacher"], model, targets) if "teacher" in earlier else None
+    if getattr(data, "plays_on_device", False):
+        require_players(model, teacher.model if teacher else model)
     sampler = row_sampler(config, data, rows, key)
     report_size(config, name, key, model, data, sampler, len(valid_rows), log)
     held_out = make_dataset(config, valid_rows, targets, rate) if len(valid) else None
     return FoldJob(config, name, key, folder, model, targets, data, held_out, log, sampler, teacher)
+
+
+def require_players(*models: SequenceModel) -> None:
+    """Raise InputError unless something in each model's frontend plays samples faster or slower."""
+    for frontend in (model.frontend for model in models):
+        if not any(getattr(part, "plays", False) for part in frontend.modules()):
+            name = type(frontend).__name__
+            raise InputError(f"dataset.speed_on is 'device', which frontend {name} cannot do; use 'worker', or logmel")
 
 
 def fold_targets(config: Run, folder: Path, own: "polars.DataFrame", table: "polars.DataFrame") -> Targets:

@@ -64,7 +64,9 @@ def _convolution_backward(grad_shape, x_shape, w_shape, *arguments, out_shape=No
 
 
 def _resized(tensor: torch.Tensor, axes: str, items: int, frames: int) -> torch.Tensor:
-    """As the tensor on the meta device, with so many items and frames."""
+    """As the tensor on the meta device, with so many items and frames; what the host reads keeps its numbers."""
+    if "H" in axes:
+        return tensor[:1].expand(items, *tensor.shape[1:])
     sizes = [items, *tensor.shape[1:]]
     for axis, kind in enumerate(axes[: tensor.dim() - 1], start=1):
         sizes[axis] = frames if kind == "T" else sizes[axis]
