@@ -6,7 +6,7 @@ All are functions of the distance i - j alone, so padding cannot change them.
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def sinusoid_table(frames: int, dim: int, like: Tensor) -> Tensor:
