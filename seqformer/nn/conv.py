@@ -58,6 +58,11 @@ class DepthwiseConv(nn.Module):
         if self.stride == 1 and 1 < self.kernel < 64 and kernels.active(x):
             return kernels.depthwise_conv(x, mask, weight_C11K.squeeze(2), bias, self.left, activate)
         x = F.pad(zero_padding(x, mask), (0, 0, self.left, self.kernel - 1 - self.left))
+        if torch.compiler.is_dynamo_compiling() and not torch.compiler.is_exporting():
+            from seqformer.nn.depthwise import depthwise
+
+            y = depthwise(x, weight_C11K.to(x.dtype), None if bias is None else bias.to(x.dtype), self.stride)
+            return silu(y) if activate else y
         # A (B, T, C) tensor *is* a channels-last image of height 1: that layout has the fast kernels, with no copy.
         x_BC1T = x.transpose(1, 2).unsqueeze(2)
         y_BC1T = F.conv2d(x_BC1T, weight_C11K, bias, stride=(1, self.stride), groups=x.shape[2])

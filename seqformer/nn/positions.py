@@ -6,7 +6,7 @@ All are functions of the distance i - j alone, so padding cannot change them.
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def sinusoid_table(frames: int, dim: int, like: Tensor) -> Tensor:
@@ -27,11 +27,10 @@ def relative_shift(score_BHTR: Tensor) -> Tensor:
     Query i and key j meet at column T-1-i+j: a view with row stride one less than the table is wide, no copy.
     """
     B, H, T, R = score_BHTR.shape
-    if torch.compiler.is_dynamo_compiling():
-        # The compiler fuses this copy away, knows no offset of a storage, and not by itself what R has to do with T.
+    if torch.compiler.is_dynamo_compiling() and T > 1:
+        # The compiler fuses these copies away, knows no offset of a storage, and not by itself what R has to do with T.
         torch._check(R == 2 * T - 1)
-        wide_BHRT = nn.functional.pad(score_BHTR, (1, 0)).view(B, H, 2 * T, T)
-        return wide_BHRT[:, :, 1:].reshape(B, H, T, 2 * T - 1)[..., :T]
+        return score_BHTR.flatten(2)[..., T - 1 : -1].view(B, H, T, 2 * T - 2)[..., :T]
     score_BHTR = score_BHTR.contiguous()
     return score_BHTR.as_strided((B, H, T, T), (H * T * R, T * R, R - 1, 1), score_BHTR.storage_offset() + T - 1)
 

@@ -3,18 +3,20 @@
 Only the backbone: it has nearly all of the work and no branch on data, where log-mel's Fourier transform, a CTC loss or
 a search would cut the graph. Each block is compiled by itself, for all blocks of an encoder are one function with other
 weights: it is compiled once, in a time that does not grow with the depth. Items and frames are dynamic, and the frames
-of a batch are a multiple of ``bucket``, so that no length has a remainder of its own; promise P1 is why that may be.
+of a batch are a multiple of ``bucket``, so that no length has a remainder of its own. A batch of one item, whose size
+the compiler would make a constant, is given an empty one beside it. Promise P1 is why both may be.
 
-Off by default: torch 2.13's inductor, on a CPU, makes T a constant again in the backward of attention, and so compiles
-for every multiple of ``bucket``; what it does on a GPU was not tried. Also known to compile again: a batch of one item
-(sizes of 1 are never dynamic), and 16 or more after fewer (where torch changes its convolutions), so up to three times
-for each kind of block, and for each rate of ``drop_path``.
+With torch 2.13's inductor on a CPU one graph of a block then serves all batches, but for one more where items x frames
+at the block's rate exceed 4096, from where on inductor adds up floats in pieces: two for each kind of block, and for
+each rate of ``drop_path``. Off by default: compiling takes a minute for each, and what a GPU does was not tried.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
-from torch import nn
+import torch.fx.experimental._config
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 BACKEND = "inductor"
@@ -28,12 +30,34 @@ def compile_backbone(backbone: nn.Module, kind: Literal[True, "graphs"]) -> None
     so small that starting kernels takes longer than running them. Never run on a GPU so far.
     """
     blocks = getattr(backbone, "blocks", [])
+    if not blocks or kind == "graphs":
+        backbone.compile(backend=BACKEND, dynamic=True, mode="reduce-overhead" if kind == "graphs" else None)
+        return
     # Each block may have a rate of drop_path of its own, which is a constant to the compiler.
     config = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, 4 * len(blocks))
-    mode = {"mode": "reduce-overhead"} if kind == "graphs" else {}
-    for part in blocks if blocks and kind is True else [backbone]:
-        part.compile(backend=BACKEND, dynamic=True, **mode)
+    # Sizes of the first batch that happen to be equal, such as items and channels, are not the same size.
+    torch.fx.experimental._config.use_duck_shape = False
+    for block in blocks:
+        # As Module.compile does, but for the company: a copy of a module loses it in the same way.
+        block._compiled_call_impl = accompanied(torch.compile(block._call_impl, backend=BACKEND, dynamic=True))
+
+
+def accompanied(call: Callable) -> Callable:
+    """A block's call of x (B, T, D), mask (B, T), and more, where a single item has an empty one beside it."""
+
+    def called(x: Tensor, mask: Tensor, *more: Tensor | None):
+        if len(x) > 1 or not torch.is_grad_enabled():
+            return call(x, mask, *more)
+        more = [_with_empty(each) if each is not None and each.dim() == 4 else each for each in more]  # a bias
+        found = call(_with_empty(x), _with_empty(mask), *more)
+        return found[:1] if torch.is_tensor(found) else tuple(each[:1] for each in found)
+
+    return called
+
+
+def _with_empty(items: Tensor) -> Tensor:
+    return torch.cat([items, torch.zeros_like(items)])
 
 
 def bucket(frontend: nn.Module, backbone: nn.Module) -> int:
