@@ -74,6 +74,7 @@ ignoring = pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 
 
 @ignoring
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # inductor's own
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_one_graph_for_all_lengths(plain, tmp_path, monkeypatch, backend):
     monkeypatch.setattr(compiler, "BACKEND", backend)

@@ -6,9 +6,10 @@ weights: it is compiled once, in a time that does not grow with the depth. Items
 of a batch are a multiple of ``bucket``, so that no length has a remainder of its own. A batch of one item, whose size
 the compiler would make a constant, is given an empty one beside it. Promise P1 is why both may be.
 
-With torch 2.13's inductor on a CPU one graph of a block then serves all batches, but for one more where items x frames
-at the block's rate exceed 4096, from where on inductor adds up floats in pieces: two for each kind of block, and for
-each rate of ``drop_path``. Off by default: compiling takes a minute for each, and what a GPU does was not tried.
+With torch 2.13's inductor on a CPU no length has a graph of its own. A block has one for each of the few things the
+compiler cannot put into one: items x frames at its rate above 4096 or not (from there on inductor adds up floats in
+pieces), an input that is a view or not (as the first block's is), each rate of ``drop_path``. Off by default: compiling
+takes up to a minute for each, and what a GPU does was not tried.
 """
 
 from collections.abc import Callable
