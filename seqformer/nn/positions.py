@@ -27,7 +27,9 @@ def relative_shift(score_BHTR: Tensor) -> Tensor:
     Query i and key j meet at column T-1-i+j: a view with row stride one less than the table is wide, no copy.
     """
     B, H, T, R = score_BHTR.shape
-    if torch.compiler.is_dynamo_compiling() and T > 1:
+    if torch.compiler.is_dynamo_compiling():
+        if T == 1:
+            return score_BHTR
         # The compiler fuses these copies away, knows no offset of a storage, and not by itself what R has to do with T.
         torch._check(R == 2 * T - 1)
         return score_BHTR.flatten(2)[..., T - 1 : -1].view(B, H, T, 2 * T - 2)[..., :T]
