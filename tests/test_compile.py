@@ -82,6 +82,7 @@ def test_one_graph_for_all_lengths(plain, tmp_path, monkeypatch, backend):
 
 
 @ignoring
+@pytest.mark.slow
 def test_compiled_training_resumes_bit_for_bit(plain, tmp_path, monkeypatch):
     monkeypatch.setattr(compiler, "BACKEND", "eager")
     plain = plain | {"backbone": SMALL, "train": plain["train"] | {"epochs": 2, "compile": True, "save_every": 2}}
