@@ -59,10 +59,10 @@ def read_pcm(path: str | Path, rate: int | None = None) -> tuple[np.ndarray, int
     if samples.ndim > 1:
         raise InputError(f"{path}: {samples.shape[1]} channels; mix them down to one")
     if samples.dtype != np.int16:
-        samples = _to_int16(samples * 32768)
+        samples = to_int16(samples * 32768)
     if rate is None or rate == found:
         return samples, found
-    return _to_int16(resample(samples.astype(np.float32), found, rate)), rate
+    return to_int16(resample(samples.astype(np.float32), found, rate)), rate
 
 
 def read_pcm_files(paths: Iterable[Path], rate: int | None = None) -> Iterator[tuple[np.ndarray, int] | InputError]:
@@ -216,6 +216,6 @@ def _is_cut_short(content: BinaryIO) -> bool:
     return not last_flag or position > len(pages)
 
 
-def _to_int16(samples: np.ndarray) -> np.ndarray:
+def to_int16(samples: np.ndarray) -> np.ndarray:
     """Round float samples in int16 units, clipped to what int16 holds."""
     return np.clip(np.rint(samples), -32768, 32767).astype(np.int16)

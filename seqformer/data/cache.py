@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seqformer.data.audio import read_ahead
+from seqformer.data.audio import read_ahead, to_int16
 from seqformer.data.dataset import RowReader
 from seqformer.data.manifest import write_manifest
 from seqformer.data.store import StoreWriter
@@ -31,7 +31,7 @@ def cache_audio(table: "polars.DataFrame", out: Path, rate: int | None = None) -
         for row_id, samples in zip(table["id"], read_ahead(reader.__getitem__, range(len(reader))), strict=True):
             if samples.ndim != 1 or samples.dtype != np.float32:
                 raise InputError(f"row {row_id} holds {samples.dtype} of shape {samples.shape}; only audio is cached")
-            kept = np.clip(np.rint(samples * 32768), -32768, 32767).astype(np.int16)
+            kept = to_int16(samples * 32768)
             rounded += not np.array_equal(kept.astype(np.float32) / 32768, samples)
             store.add(kept)
             frames.append(len(kept))

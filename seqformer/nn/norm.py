@@ -83,7 +83,7 @@ class MaskedBatchNorm(nn.Module):
         mean, count = _mean(x, mask)
         # Centred on the mean itself: a difference of squares loses the digits of a small deviation beside a large
         # mean. Detached, because the variance does not change with the point that is its minimum.
-        var = _over_processes(_sum(zero_padding(x - mean.detach(), mask).square())) / count.clamp(min=1)
+        var = _variance(x - mean.detach(), mask, count)
         self._follow(mean, var, count)
         return mean, var
 
@@ -106,7 +106,7 @@ class BatchNorm(torch.autograd.Function):
     def forward(ctx, x: Tensor, mask: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, ...]:
         mean, count = _mean(x, mask)
         centred = x - mean
-        var = _over_processes(_sum(zero_padding(centred, mask).square())) / count.clamp(min=1)
+        var = _variance(centred, mask, count)
         inverse = torch.rsqrt(var + eps)
         ctx.save_for_backward(centred, mask, weight, inverse, count)
         ctx.mark_non_differentiable(mean, var, count)
@@ -168,3 +168,8 @@ def _mean(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     points = mask.sum().to(x.dtype) * math.prod(x.shape[2:-1])  # of a grid each one of a frame counts
     sums = _over_processes(torch.cat([_sum(zero_padding(x, mask)), points[None]]))
     return sums[:-1] / sums[-1].clamp(min=1), sums[-1]
+
+
+def _variance(centred: Tensor, mask: Tensor, count: Tensor) -> Tensor:
+    """Variance (C,) of the ``count`` real points of x less their mean, of all processes."""
+    return _over_processes(_sum(zero_padding(centred, mask).square())) / count.clamp(min=1)

@@ -14,11 +14,11 @@ import torch
 
 from seqformer.batch import Batch, collate
 from seqformer.config import Run
-from seqformer.data.folds import assign_folds, fold_names, split_rows
+from seqformer.data.folds import fold_names, split_rows
 from seqformer.data.manifest import read_manifest
 from seqformer.data.sampler import padding_share, plan_dataset
 from seqformer.errors import InputError
-from seqformer.train.crossval import check_parts, make_fabric, resolve_precision
+from seqformer.train.crossval import check_parts, folds_of, make_fabric, resolve_precision
 from seqformer.train.fold import prepare_fold
 from seqformer.train.log import RunLog
 from seqformer.train.loop import FoldJob, FoldTrainer, Work
@@ -101,8 +101,7 @@ def try_budget(config: Run, root: Path, limit: int | None) -> Trial:
 def first_job(config: Run, root: Path, folder: Path, log: RunLog) -> FoldJob:
     """The first fold that a run trains, made ready in an empty ``folder``; no rows to validate, no pseudo-labels."""
     table = read_manifest(config.data.manifest, config.data.where)
-    kinds = {key: getattr(config.folds, key) for key in ("kind", "n", "by", "stratify", "valid")}
-    folds = assign_folds(table, **kinds, seed=config.seed if config.folds.seed is None else config.folds.seed)
+    folds = folds_of(config, table)
     name = fold_names(folds, config.folds.use)[0]
     train, valid = split_rows(folds, name)
     earlier = earlier_folds(config, root, name, table[valid]["id"], False)

@@ -86,8 +86,7 @@ def open_run(plain: dict[str, Any], root: Path, accept_changes: bool = False) ->
     config = replace(config, train=replace(config.train, precision=resolve_precision(config.train)))
     check_parts(config)
     table = read_manifest(config.data.manifest, config.data.where)
-    kinds = {key: getattr(config.folds, key) for key in ("kind", "n", "by", "stratify", "valid")}
-    folds = assign_folds(table, **kinds, seed=config.seed if config.folds.seed is None else config.folds.seed)
+    folds = folds_of(config, table)
     splits = {name: split_rows(folds, name) for name in fold_names(folds, config.folds.use)}
     check_own_targets(table, folds)
     labels = [(path, read_manifest(path)) for path in config.data.pseudo], table, folds
@@ -192,6 +191,12 @@ def write_facts(run: OpenRun) -> None:
     write_file(run.folder / "manifest_hash", run.table_hash + "\n")
     write_table(run.table.select("id").with_columns(fold=run.folds), run.folder / "folds.parquet")
     write_file(run.folder / "config.yaml", write_config(run.plain))
+
+
+def folds_of(config: Run, table: "polars.DataFrame") -> np.ndarray:
+    """Fold number (rows,) of each row of a run's manifest."""
+    kinds = {key: getattr(config.folds, key) for key in ("kind", "n", "by", "stratify", "valid")}
+    return assign_folds(table, **kinds, seed=config.seed if config.folds.seed is None else config.folds.seed)
 
 
 def resolve_precision(train: Train) -> str:
